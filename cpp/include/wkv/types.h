@@ -1,0 +1,100 @@
+// Types that every layer shares: element types, errors, tensors as they lie in a file.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "wkv/export.h"
+
+namespace wkv {
+
+/// A token id, in [0, n_vocab).
+using Token = std::int32_t;
+
+/// Element types. `automatic` means "as stored" where a choice is asked for. `int8`, `int4` and
+/// `mm8` are the quantised weight formats of docs/weights.md; the last group occurs in files only.
+enum class DType : std::uint8_t {
+  automatic,
+  f32,
+  f16,
+  bf16,
+  int8,
+  int4,
+  mm8,
+  f64,
+  i64,
+  i32,
+  i16,
+  i8,
+  u8,
+  boolean,
+};
+
+/// "fp32", "fp16", "bf16", "int8", ...; "auto" for `automatic`.
+WKV_API std::string_view dtype_name(DType dtype) noexcept;
+/// The inverse of dtype_name. Throws Error(invalid_argument) that lists the names.
+WKV_API DType parse_dtype(std::string_view name);
+
+enum class ErrorCode : std::uint8_t {
+  invalid_argument = 1,  ///< token outside the vocabulary, empty request, wrong state
+  io,                    ///< open, read, write or map failed
+  bad_model,             ///< malformed file; missing, unknown or mis-shaped tensors
+  unsupported,           ///< dtype, ISA, device or model variant not available here
+  context_full,          ///< v1-v3 beyond ctx_len
+  out_of_memory,         ///< host or device
+  device,                ///< a device fault; the model is dead afterwards
+  internal,              ///< a bug of ours
+  cancelled,             ///< a callback asked to stop
+};
+
+/// The one exception type of the library. what() begins with the place, then the numbers:
+/// "[linear] x has 2048 columns, weight 'blocks.0.att.key.weight' wants 2560".
+class WKV_API Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, const std::string& message) : std::runtime_error(message), code_(code) {}
+  ErrorCode code() const noexcept { return code_; }
+
+ private:
+  ErrorCode code_;
+};
+
+/// A tensor in host memory. Row-major and contiguous, native little-endian elements.
+/// `owner` keeps the memory alive (a file mapping, a Python object); `data` may be unaligned.
+struct HostTensor {
+  const void* data = nullptr;
+  DType dtype = DType::f32;
+  std::vector<std::int64_t> shape;
+  std::shared_ptr<const void> owner;
+
+  std::int64_t numel() const noexcept {
+    std::int64_t n = 1;
+    for (std::int64_t d : shape) n *= d;
+    return n;
+  }
+};
+
+/// Named tensors, wherever they come from. Implementations are immutable after construction, so
+/// every method may be called from several threads.
+class WKV_API TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+  /// Names in the order of the file.
+  virtual const std::vector<std::string>& names() const noexcept = 0;
+  virtual bool contains(std::string_view name) const noexcept = 0;
+  /// Throws Error(bad_model) if there is no such tensor.
+  virtual HostTensor get(std::string_view name) const = 0;
+  /// Shape and dtype without touching the data.
+  virtual std::vector<std::int64_t> shape(std::string_view name) const = 0;
+  virtual DType dtype(std::string_view name) const = 0;
+  /// String metadata of the container ("" if absent), e.g. safetensors' __metadata__.
+  virtual std::string metadata(std::string_view key) const = 0;
+  /// Where the tensors come from, for messages: a path, "synthetic v7:24x2048".
+  virtual std::string description() const = 0;
+};
+
+}  // namespace wkv

@@ -1,0 +1,29 @@
+// Owning memory of a backend.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace wkv {
+
+/// A block of a backend's memory, at least 64-byte aligned. The deleter belongs to the backend's
+/// allocator and must not need the Backend object to be alive.
+class Buffer {
+ public:
+  Buffer() = default;
+  Buffer(std::shared_ptr<void> data, std::size_t bytes) : data_(std::move(data)), bytes_(bytes) {}
+
+  void* data() const noexcept { return data_.get(); }
+  std::size_t bytes() const noexcept { return bytes_; }
+  explicit operator bool() const noexcept { return data_ != nullptr; }
+
+ private:
+  std::shared_ptr<void> data_;
+  std::size_t bytes_ = 0;
+};
+
+/// Host memory, 64-byte aligned; from 2 MiB on aligned to and advised as huge pages. The content is
+/// undefined (pages are zero until touched). Throws Error(out_of_memory) with the size.
+Buffer allocate_host(std::size_t bytes);
+
+}  // namespace wkv

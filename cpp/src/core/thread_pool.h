@@ -1,0 +1,38 @@
+// Fork-join over a fixed team of threads.
+#pragma once
+
+#include <memory>
+
+namespace wkv {
+
+/// `threads - 1` workers plus the caller. run() executes fn(context, index, threads) once per index
+/// in [0, threads) and returns when all are done. Workers spin for a short while after a run and
+/// then sleep. fn must not throw. One run at a time (the Model serialises); runs do not nest.
+class ThreadPool {
+ public:
+  using Function = void (*)(void* context, int index, int threads) noexcept;
+
+  /// threads >= 1. Throws Error(internal) if the system refuses a thread.
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int threads() const noexcept;
+  void run(Function fn, void* context) noexcept;
+
+  template <class F>
+  void run(F& f) noexcept {
+    run([](void* context, int index, int n) noexcept { (*static_cast<F*>(context))(index, n); },
+        &f);
+  }
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Physical cores that this process may use: affinity mask and cgroup quota respected; at least 1.
+int usable_cores() noexcept;
+
+}  // namespace wkv
