@@ -1,0 +1,413 @@
+#include "ops/quantize.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <type_traits>
+#include <vector>
+
+#include "core/check.h"
+#include "core/dtype.h"
+
+namespace wkv::quantize {
+namespace {
+
+using Floats = std::vector<float>;
+
+std::size_t size(int n) { return static_cast<std::size_t>(n); }
+
+/// Rows of a float matrix as fp32.
+class Rows {
+ public:
+  explicit Rows(const HostTensor& w)
+      : data_(static_cast<const unsigned char*>(w.data)),
+        dtype_(w.dtype),
+        out(static_cast<int>(w.shape[0])),
+        in(static_cast<int>(w.shape[1])) {}
+
+  void read(int o, float* to) const {
+    const unsigned char* from = data_ + size(o) * size(in) * dtype_size(dtype_);
+    switch (dtype_) {
+      case DType::f32:
+        std::memcpy(to, from, size(in) * sizeof(float));
+        return;
+      case DType::bf16:
+        for (int i = 0; i < in; ++i) {
+          std::uint16_t bits;
+          std::memcpy(&bits, from + 2 * size(i), sizeof bits);
+          to[i] = bf16_to_f32(bits);
+        }
+        return;
+      default:
+        for (int i = 0; i < in; ++i) to[i] = element_as_f32(from, dtype_, size(i));
+    }
+  }
+
+ private:
+  const unsigned char* data_;
+  DType dtype_;
+
+ public:
+  const int out, in;
+};
+
+/// Calls row(o, values [in], columns [in]) for every row. Each part of the rows has columns of its
+/// own, from `identity`, which are merged into `columns` by merge(column, part) at its end; min and
+/// max do not care for the order.
+template <class Row, class Merge>
+void for_rows(const Rows& w, const Parallel& parallel, Floats& columns, float identity, Row row,
+              Merge merge) {
+  columns.assign(size(w.in), identity);
+  std::mutex mutex;
+  parallel(w.out, [&](int begin, int end) {
+    Floats values(size(w.in)), mine(size(w.in), identity);
+    for (int o = begin; o < end; ++o) {
+      w.read(o, values.data());
+      row(o, values.data(), mine.data());
+    }
+    const std::lock_guard lock(mutex);
+    for (int i = 0; i < w.in; ++i) columns[size(i)] = merge(columns[size(i)], mine[size(i)]);
+  });
+}
+
+float larger(float a, float b) { return a > b ? a : b; }
+float smaller(float a, float b) { return a < b ? a : b; }
+
+double sum_of_squares(const Floats& v) {
+  double sum = 0;
+  for (const float x : v) sum += double{x} * x;
+  return sum;
+}
+
+float inverse(float x) { return x > 0 ? 1 / x : 0.0f; }
+
+/// A quantised matrix in one block of memory: codes, then vectors, each 64-byte aligned.
+struct Block {
+  Matrix matrix;
+  unsigned char* codes;
+  float *in_scale = nullptr, *out_scale = nullptr, *in_offset = nullptr, *out_offset = nullptr;
+  std::uint16_t* group_scale = nullptr;
+
+  Block(const Rows& w, DType dtype, Buffer& memory) {
+    const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
+    const std::size_t code_bytes = aligned(size(w.out) * row_bytes(dtype, w.in));
+    const std::size_t in_bytes = aligned(size(w.in) * sizeof(float));
+    const std::size_t out_bytes = aligned(size(w.out) * sizeof(float));
+    const int groups = (w.in + kGroup - 1) / kGroup;
+    const std::size_t group_bytes = aligned(size(w.out) * size(groups) * 2);
+    const std::size_t vectors = dtype == DType::int4  ? group_bytes
+                                : dtype == DType::mm8 ? 2 * (in_bytes + out_bytes)
+                                                      : in_bytes + out_bytes;
+    memory = allocate_host(code_bytes + vectors);
+    codes = static_cast<unsigned char*>(memory.data());
+    unsigned char* at = codes + code_bytes;
+    const auto take = [&at](auto*& pointer, std::size_t bytes) {
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(at);
+      at += bytes;
+    };
+    if (dtype == DType::int4) {
+      take(group_scale, group_bytes);
+    } else {
+      take(in_scale, in_bytes);
+      take(out_scale, out_bytes);
+      if (dtype == DType::mm8) {
+        take(in_offset, in_bytes);
+        take(out_offset, out_bytes);
+      }
+    }
+    matrix.data = codes;
+    matrix.out = w.out;
+    matrix.in = w.in;
+    matrix.dtype = dtype;
+    matrix.zero = dtype == DType::mm8 ? -0.5f : 0.0f;
+    matrix.in_scale = in_scale;
+    matrix.out_scale = out_scale;
+    matrix.in_offset = in_offset;
+    matrix.out_offset = out_offset;
+    matrix.group_scale = group_scale;
+    matrix.bytes = static_cast<std::int64_t>(code_bytes + vectors);
+  }
+};
+
+/// in_scale a and out_scale b (times 127) for int8. The error of an output is that of rounding,
+/// uniform in steps of a_i b_o, times an input of unit size, so sum(a^2) sum(b^2) is to be small
+/// under a_i b_o >= |W[o][i]|. Each of a and b in turn is made as small as the other allows, from
+/// two beginnings: a = 1, and a = sqrt(largest weight of the input), which takes outliers out of
+/// the rows at once. The better end is taken.
+void scale_int8(const Rows& w, const Parallel& parallel, Floats& a, Floats& b) {
+  Floats a1, b1(size(w.out)), largest, b2(size(w.out));
+  for_rows(
+      w, parallel, largest, 0.0f,
+      [&](int o, const float* v, float* columns) {
+        float row = 0;
+        for (int i = 0; i < w.in; ++i) {
+          const float m = std::fabs(v[i]);
+          row = larger(row, m);
+          columns[i] = larger(columns[i], m);
+        }
+        b1[size(o)] = row;
+      },
+      larger);
+  const auto shrink_b = [&](const Floats& by, Floats& to, Floats& next) {
+    Floats inverse_by(size(w.in));
+    for (int i = 0; i < w.in; ++i) inverse_by[size(i)] = inverse(by[size(i)]);
+    for_rows(
+        w, parallel, next, 0.0f,
+        [&](int o, const float* v, float* columns) {
+          float row = 0;
+          for (int i = 0; i < w.in; ++i) row = larger(row, std::fabs(v[i]) * inverse_by[size(i)]);
+          to[size(o)] = row;
+          const float inverse_row = inverse(row);
+          for (int i = 0; i < w.in; ++i)
+            columns[i] = larger(columns[i], std::fabs(v[i]) * inverse_row);
+        },
+        larger);
+  };
+  Floats ones(size(w.in), 1.0f), roots(size(w.in)), a2;
+  for (int i = 0; i < w.in; ++i) roots[size(i)] = std::sqrt(largest[size(i)]);
+  shrink_b(ones, b1, a1);
+  shrink_b(roots, b2, a2);
+  const bool second =
+      sum_of_squares(a2) * sum_of_squares(b2) < sum_of_squares(a1) * sum_of_squares(b1);
+  a = second ? a2 : a1;
+  b = second ? b2 : b1;
+  Floats unused;
+  shrink_b(a, b, unused);
+}
+
+void quantize_int8(const Rows& w, Block& block, const Parallel& parallel) {
+  Floats a, b;
+  scale_int8(w, parallel, a, b);
+  Floats inverse_a(size(w.in));
+  for (int i = 0; i < w.in; ++i) {
+    block.in_scale[i] = a[size(i)];
+    inverse_a[size(i)] = inverse(a[size(i)]);
+  }
+  parallel(w.out, [&](int begin, int end) {
+    Floats v(size(w.in));
+    for (int o = begin; o < end; ++o) {
+      w.read(o, v.data());
+      const float to_code = 127 * inverse(b[size(o)]);
+      auto* codes = reinterpret_cast<std::int8_t*>(block.codes) + size(o) * size(w.in);
+      double along = 0, square = 0;  // the factor that fits the codes best
+      for (int i = 0; i < w.in; ++i) {
+        const float code = std::nearbyint(v[size(i)] * inverse_a[size(i)] * to_code);
+        const float clipped = std::min(127.0f, std::max(-127.0f, code));
+        codes[i] = static_cast<std::int8_t>(clipped);
+        const double basis = double{clipped} * a[size(i)];
+        along += basis * v[size(i)];
+        square += basis * basis;
+      }
+      block.out_scale[o] = square > 0 ? static_cast<float>(along / square) : 0.0f;
+    }
+  });
+}
+
+/// The steps of the `rwkv` package in fp32, in its order: minima out (of the longer side first),
+/// then maxima, then 256 levels.
+void quantize_mm8(const Rows& w, Block& block, const Parallel& parallel) {
+  Floats my(size(w.in)), mx(size(w.out)), rx(size(w.out)), ry, unused;
+  const bool inputs_first = w.in > w.out;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto subtract_inputs = [&](float* v) {
+    for (int i = 0; i < w.in; ++i) v[i] -= my[size(i)];
+  };
+  const auto row_minimum = [&](const float* v) {
+    float least = kInfinity;
+    for (int i = 0; i < w.in; ++i) least = smaller(least, v[i]);
+    return least;
+  };
+  const auto column_minima = [&](const float* v, float* columns) {
+    for (int i = 0; i < w.in; ++i) columns[i] = smaller(columns[i], v[i]);
+  };
+  if (inputs_first) {
+    for_rows(
+        w, parallel, my, kInfinity,
+        [&](int, float* v, float* columns) { column_minima(v, columns); }, smaller);
+    for_rows(
+        w, parallel, unused, 0.0f,
+        [&](int o, float* v, float*) {
+          subtract_inputs(v);
+          mx[size(o)] = row_minimum(v);
+        },
+        larger);
+  } else {
+    for_rows(
+        w, parallel, my, kInfinity,
+        [&](int o, float* v, float* columns) {
+          mx[size(o)] = row_minimum(v);
+          for (int i = 0; i < w.in; ++i) v[i] -= mx[size(o)];
+          column_minima(v, columns);
+        },
+        smaller);
+  }
+  /// w - my - mx or w - mx - my
+  const auto remove_offsets = [&](int o, float* v) {
+    if (inputs_first) subtract_inputs(v);
+    for (int i = 0; i < w.in; ++i) v[i] -= mx[size(o)];
+    if (!inputs_first) subtract_inputs(v);
+  };
+  const auto divisor = [](float x) { return x > 0 ? x : 1.0f; };  // constant rows stay zero
+  for_rows(
+      w, parallel, ry, 0.0f,
+      [&](int o, float* v, float* columns) {
+        remove_offsets(o, v);
+        float most = 0;
+        for (int i = 0; i < w.in; ++i) most = larger(most, v[i]);
+        rx[size(o)] = most;
+        const float d = divisor(most);
+        for (int i = 0; i < w.in; ++i) columns[i] = larger(columns[i], v[i] / d);
+      },
+      larger);
+  parallel(w.out, [&](int begin, int end) {
+    Floats v(size(w.in));
+    for (int o = begin; o < end; ++o) {
+      w.read(o, v.data());
+      remove_offsets(o, v.data());
+      const float d = divisor(rx[size(o)]);
+      unsigned char* codes = block.codes + size(o) * size(w.in);
+      for (int i = 0; i < w.in; ++i) {
+        const float level = std::floor(v[size(i)] / d / divisor(ry[size(i)]) * 256.0f);
+        codes[i] = static_cast<unsigned char>(std::min(255.0f, std::max(0.0f, level)));
+      }
+    }
+  });
+  for (int i = 0; i < w.in; ++i) {
+    block.in_offset[i] = my[size(i)];
+    block.in_scale[i] = ry[size(i)] / 16;
+  }
+  for (int o = 0; o < w.out; ++o) {
+    block.out_offset[o] = mx[size(o)];
+    block.out_scale[o] = rx[size(o)] / 16;
+  }
+}
+
+/// Codes of one group for a scale, and how well they can fit: (w.q)^2 / q.q is what the best factor
+/// takes off the squared error.
+struct Fit {
+  float along = 0, square = 0;
+  float gain() const { return square > 0 ? along * along / square : 0.0f; }
+};
+
+Fit fit_int4(const float* v, float to_code) {
+  Fit fit;
+  for (int i = 0; i < kGroup; ++i) {
+    // Adding 1.5 * 2^23 rounds to an integer.
+    float code = (v[i] * to_code + 12582912.0f) - 12582912.0f;
+    code = code < -8 ? -8.0f : code > 7 ? 7.0f : code;
+    fit.along += v[i] * code;
+    fit.square += code * code;
+  }
+  return fit;
+}
+
+/// The scale of a group. The element of largest magnitude may become -8 (its sign is then that of
+/// the scale) or 7; between and beyond, 0.25 steps are tried, because clipping one element can pay
+/// by finer steps for the 31 others. Rounding to nearest alone is the try at 8.
+float scale_int4(const float* v) {
+  float extreme = 0;
+  for (int i = 0; i < kGroup; ++i)
+    if (std::fabs(v[i]) > std::fabs(extreme)) extreme = v[i];
+  if (extreme == 0) return 0;
+  float best_gain = 0, scale = 0;
+  for (const float sign : {-1.0f, 1.0f})
+    for (float at = 6.0f; at <= 9.5f; at += 0.25f) {
+      const float to_code = sign * at / extreme;
+      if (!std::isfinite(to_code)) continue;
+      const Fit fit = fit_int4(v, to_code);
+      if (fit.gain() > best_gain) best_gain = fit.gain(), scale = fit.along / fit.square;
+    }
+  return scale;
+}
+
+void quantize_int4(const Rows& w, Block& block, const Parallel& parallel) {
+  const int groups = (w.in + kGroup - 1) / kGroup;
+  parallel(w.out, [&](int begin, int end) {
+    Floats v(size(groups * kGroup), 0.0f);
+    for (int o = begin; o < end; ++o) {
+      w.read(o, v.data());
+      unsigned char* codes = block.codes + size(o) * row_bytes(DType::int4, w.in);
+      for (int g = 0; g < groups; ++g) {
+        const float* part = v.data() + g * kGroup;
+        const std::uint16_t stored = f32_to_f16(scale_int4(part));
+        const float scale = f16_to_f32(stored);
+        block.group_scale[size(o) * size(groups) + size(g)] = stored;
+        const auto code = [&](int i) {
+          const float level = scale != 0 ? std::nearbyint(part[i] / scale) : 0.0f;
+          return static_cast<unsigned>(std::min(7.0f, std::max(-8.0f, level)) + 8);
+        };
+        for (int i = 0; i < kGroup; i += 2)
+          codes[g * kGroup / 2 + i / 2] = static_cast<unsigned char>(code(i) | code(i + 1) << 4);
+      }
+    }
+  });
+}
+
+void check_finite(const Rows& w, const Parallel& parallel) {
+  std::atomic<bool> finite{true};
+  parallel(w.out, [&](int begin, int end) {
+    Floats v(size(w.in));
+    for (int o = begin; o < end; ++o) {
+      w.read(o, v.data());
+      float sum = 0;  // stays zero unless something is infinite or NaN
+      for (int i = 0; i < w.in; ++i) sum += v[size(i)] * 0.0f;
+      if (sum != 0) finite.store(false);
+    }
+  });
+  WKV_CHECK(finite.load(), bad_model, "[quantize] a weight of [", w.out, ", ", w.in,
+            "] holds infinities or NaN, which have no quantised form; load it as fp16 or bf16");
+}
+
+}  // namespace
+
+std::size_t row_bytes(DType dtype, int in) noexcept {
+  if (dtype == DType::int4) return size((in + kGroup - 1) / kGroup) * (kGroup / 2);
+  if (is_quantized(dtype)) return size(in);
+  return size(in) * dtype_size(dtype);
+}
+
+void serial(int n, const std::function<void(int begin, int end)>& work) { work(0, n); }
+
+Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel) {
+  WKV_CHECK(w.shape.size() == 2 && is_float(w.dtype) && is_quantized(want), internal, "[quantize] ",
+            dtype_name(w.dtype), ' ', shape_str(w.shape), " to ", dtype_name(want));
+  const Rows rows(w);
+  check_finite(rows, parallel);
+  Block block(rows, want, memory);
+  if (want == DType::int8)
+    quantize_int8(rows, block, parallel);
+  else if (want == DType::mm8)
+    quantize_mm8(rows, block, parallel);
+  else
+    quantize_int4(rows, block, parallel);
+  return block.matrix;
+}
+
+void decode_row(const Matrix& w, int o, float* to) {
+  const auto* data = static_cast<const unsigned char*>(w.data);
+  const auto at = [](const float* v, int i, float absent) { return v != nullptr ? v[i] : absent; };
+  const std::size_t groups = size((w.in + kGroup - 1) / kGroup);
+  for (int i = 0; i < w.in; ++i) {
+    if (w.dtype == DType::int4) {
+      const auto* scale = static_cast<const std::uint16_t*>(w.group_scale) + size(o) * groups;
+      const int codes = data[size(o) * row_bytes(w.dtype, w.in) + size(i / 2)];
+      const int code = codes >> (i % 2 * 4) & 15;
+      to[i] = static_cast<float>(code - 8) * f16_to_f32(scale[i / kGroup]);
+      continue;
+    }
+    const std::size_t element = w.layout == Layout::input_major ? size(i) * size(w.out) + size(o)
+                                                                : size(o) * size(w.in) + size(i);
+    const float code = w.dtype == DType::int8
+                           ? static_cast<float>(static_cast<std::int8_t>(data[element]))
+                       : w.dtype == DType::mm8 ? static_cast<float>(data[element])
+                                               : element_as_f32(data, w.dtype, element);
+    to[i] = (code - w.zero) * at(w.out_scale, o, 1) * at(w.in_scale, i, 1) +
+            at(w.out_offset, o, 0) + at(w.in_offset, i, 0);
+  }
+}
+
+}  // namespace wkv::quantize
