@@ -1,0 +1,203 @@
+// CpuBackend::linear: splits the outputs of a group of products over the threads.
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "core/check.h"
+#include "cpu/act.h"
+#include "cpu/cpu_backend.h"
+#include "ops/quantize.h"
+
+namespace wkv::cpu {
+namespace {
+
+constexpr std::size_t kMaxJobs = 16;
+/// Multiply-adds below which a fork-join (0.3 us) costs more than a second thread saves.
+constexpr std::int64_t kGrain = 16384;
+
+WeightType weight_type(const Matrix& w) {
+  switch (w.dtype) {
+    case DType::f32:
+      return kWeightF32;
+    case DType::f16:
+      return kWeightF16;
+    case DType::bf16:
+      return kWeightBF16;
+    case DType::int8:
+      return kWeightI8;
+    case DType::mm8:
+      return kWeightU8;
+    case DType::int4:
+      return kWeightI4;
+    default:
+      fail(ErrorCode::internal, "[linear] weight '", w.name, "' is ", dtype_name(w.dtype),
+           ", which this backend did not adopt");
+  }
+}
+
+/// A product with its place in the group.
+struct Job {
+  MatmulArgs args{};
+  enum class Kernel : std::uint8_t { gemv, sparse, gemm } kernel = Kernel::gemv;
+  std::int64_t cost = 0;         ///< of one block of kOutBlock outputs
+  std::int64_t cost_before = 0;  ///< of the jobs before it
+  std::size_t packed = 0;        ///< offset of its packed x in bytes
+  int active = 0;                ///< sparse: inputs that were not zero
+  int pack_units = 0;            ///< 0 if it shares the packed x of an earlier job
+
+  int blocks() const { return (args.out + kOutBlock - 1) / kOutBlock; }
+};
+
+Job make_job(const LinearJob& from) {
+  const Matrix& w = *from.w;
+  const Epilogue& e = from.epilogue;
+  Job job;
+  MatmulArgs& a = job.args;
+  a.w = w.data;
+  a.type = weight_type(w);
+  a.input_major = w.layout == Layout::input_major;
+  a.row_bytes =
+      static_cast<std::ptrdiff_t>(quantize::row_bytes(w.dtype, a.input_major ? w.out : w.in));
+  a.scales = {w.in_scale, w.out_scale, w.in_offset, w.out_offset, w.zero, w.group_scale};
+  a.out = w.out;
+  a.in = w.in;
+  a.x = from.x.f32();
+  a.x_stride = from.x.stride;
+  a.y = static_cast<float*>(from.y.data);
+  a.y_stride = from.y.stride;
+  a.rows = from.x.rows;
+  a.epilogue.act = static_cast<int>(e.act);
+  a.epilogue.accumulate = static_cast<bool>(e.into);
+  if (e.bias != nullptr) a.epilogue.bias = e.bias->data;
+  if (e.gate) a.epilogue.gate = e.gate.f32(), a.epilogue.gate_stride = e.gate.stride;
+  if (e.add) a.epilogue.add = e.add.f32(), a.epilogue.add_stride = e.add.stride;
+  job.cost = std::int64_t{a.in} * a.rows * kOutBlock;
+  return job;
+}
+
+Job::Kernel kernel_of(const MatmulArgs& a, const MatmulKernels& kernels) {
+  if (a.input_major)
+    return a.rows <= kernels.sparse_max_rows ? Job::Kernel::sparse : Job::Kernel::gemm;
+  return a.rows < kernels.gemm_min_rows ? Job::Kernel::gemv : Job::Kernel::gemm;
+}
+
+std::size_t scratch_of(const Job& job, const MatmulKernels& kernels) {
+  switch (job.kernel) {
+    case Job::Kernel::gemv:
+      return kernels.gemv_scratch(job.args);
+    case Job::Kernel::sparse:
+      return kernels.sparse_scratch(job.args);
+    default:
+      return kernels.gemm_scratch(job.args);
+  }
+}
+
+bool same_x(const MatmulArgs& a, const MatmulArgs& b) {
+  return a.x == b.x && a.x_stride == b.x_stride && a.rows == b.rows && a.in == b.in &&
+         a.scales.in_scale == b.scales.in_scale && a.scales.in_offset == b.scales.in_offset &&
+         (a.scales.zero != 0) == (b.scales.zero != 0) &&
+         (a.scales.out_offset != nullptr) == (b.scales.out_offset != nullptr);
+}
+
+/// The first block of `job` that thread `index` of `threads` owns: the one whose middle lies in the
+/// thread's share of the cost of the whole group. Fixed for given shapes, so a thread meets the
+/// same weights at every token.
+int first_block(const Job& job, std::int64_t total, int index, int threads) {
+  const std::int64_t share = total * index / threads - job.cost_before;
+  const std::int64_t block = (2 * share + job.cost) / (2 * job.cost);
+  return static_cast<int>(std::clamp<std::int64_t>(block, 0, job.blocks()));
+}
+
+}  // namespace
+
+void CpuBackend::linear(std::span<const LinearJob> group) {
+  const MatmulKernels& kernels = kernels_.matmul;
+  std::array<Job, kMaxJobs> storage;
+  WKV_CHECK(group.size() <= kMaxJobs, internal, "[linear] a group of ", group.size(), " products");
+  std::size_t n = 0, scratch_bytes = 0, packed_bytes = 0;
+  std::int64_t total = 0;
+  int pack_units = 0;
+  for (const LinearJob& from : group) {
+    Job& job = storage[n] = make_job(from);
+    if (job.args.rows == 0) continue;
+    job.cost_before = total;
+    total += job.cost * job.blocks();
+    job.kernel = kernel_of(job.args, kernels);
+    scratch_bytes = std::max(scratch_bytes, scratch_of(job, kernels));
+    if (job.kernel == Job::Kernel::gemm) {
+      const auto shares = [&](const Job& other) {
+        return other.kernel == Job::Kernel::gemm && same_x(other.args, job.args);
+      };
+      const auto end = storage.begin() + static_cast<std::ptrdiff_t>(n);
+      if (const auto other = std::find_if(storage.begin(), end, shares); other != end) {
+        job.packed = other->packed;
+      } else {
+        job.packed = packed_bytes;
+        packed_bytes += (kernels.packed_bytes(job.args) + 63) / 64 * 64;
+        job.pack_units = kernels.pack_units(job.args);
+        pack_units += job.pack_units;
+      }
+    }
+    ++n;
+  }
+  const std::span<Job> jobs(storage.data(), n);
+  if (n == 0) return;
+
+  if (packed_x_.bytes() < packed_bytes) packed_x_ = allocate_host(packed_bytes);
+  matmul_scratch_.resize(static_cast<std::size_t>(pool_.threads()));
+  for (Buffer& scratch : matmul_scratch_)
+    if (scratch.bytes() < scratch_bytes) scratch = allocate_host(scratch_bytes);
+  std::byte* packed = static_cast<std::byte*>(packed_x_.data());
+
+  if (pack_units > 0) {
+    auto pack = [&](int index, int threads) noexcept {
+      int before = 0;
+      for (const Job& job : jobs) {
+        const auto bound = [&](int i) {
+          const int unit = static_cast<int>(std::int64_t{pack_units} * i / threads) - before;
+          return std::clamp(unit, 0, job.pack_units);
+        };
+        const int begin = bound(index), end = bound(index + 1);
+        if (begin < end) kernels.pack(job.args, begin, end, packed + job.packed);
+        before += job.pack_units;
+      }
+    };
+    pool_.run(pack);
+  }
+
+  auto multiply = [&](int index, int threads) noexcept {
+    void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
+    for (Job& job : jobs) {
+      const int begin = first_block(job, total, index, threads) * kOutBlock;
+      const int end =
+          std::min(first_block(job, total, index + 1, threads) * kOutBlock, job.args.out);
+      if (begin >= end) continue;
+      switch (job.kernel) {
+        case Job::Kernel::gemv:
+          kernels.gemv(job.args, begin, end, scratch);
+          break;
+        case Job::Kernel::sparse: {
+          const int active = kernels.sparse(job.args, begin, end, scratch);
+          if (begin == 0) job.active = active;
+          break;
+        }
+        case Job::Kernel::gemm:
+          kernels.gemm(job.args, packed + job.packed, begin, end, scratch);
+      }
+    }
+  };
+  if (total < kGrain)
+    multiply(0, 1);
+  else
+    pool_.run(multiply);
+  for (const Job& job : jobs) {
+    if (job.kernel != Job::Kernel::sparse) continue;
+    sparsity_.inputs += job.args.in;
+    sparsity_.active += job.active;
+  }
+}
+
+}  // namespace wkv::cpu

@@ -1,0 +1,20 @@
+// The kernels of one ISA as plain function pointers. Kernels are single-threaded, allocation-free
+// and noexcept; they take a range of the output, cpu_backend splits ranges over threads.
+#pragma once
+
+#include "cpu/kernels_matmul.h"
+#include "cpu/kernels_rows.h"
+
+namespace wkv::cpu {
+
+struct KernelTable {
+  const char* isa;
+  MatmulKernels matmul;
+  RowKernels rows;
+};
+
+extern const KernelTable kernels_generic;
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+
+}  // namespace wkv::cpu

@@ -1,0 +1,44 @@
+// The last step of a product: scales and offsets of W, act(p + bias) * gate + add, stored or
+// accumulated.
+#pragma once
+
+#include "cpu/kernels/matmul_codes.inl"
+
+namespace wkv::cpu {
+namespace {
+
+inline f32v finish(const MatmulArgs& a, const RowSums& sums, f32v p, ptrdiff_t row, int j, int n) {
+  const auto operand = [n](const float* at) { return n < W ? load_part(at, n) : load(at); };
+  const MatmulScales& s = a.scales;
+  const MatmulEpilogue& e = a.epilogue;
+  p -= s.zero * sums.scaled;
+  if (s.out_scale) p *= operand(s.out_scale + j);
+  if (s.out_offset) p += operand(s.out_offset + j) * sums.plain;
+  p += sums.offset;
+  if (e.bias) p += operand(e.bias + j);
+  if (e.act != kActNone) p = apply(e.act, p);
+  if (e.gate) p *= operand(e.gate + row * e.gate_stride + j);
+  if (e.add) p += operand(e.add + row * e.add_stride + j);
+  return p;
+}
+
+/// Outputs [begin, end) of one row; products[0] belongs to output `begin`.
+inline void store_outputs(const MatmulArgs& a, const RowSums& sums, const float* products,
+                          ptrdiff_t row, int begin, int end) {
+  float* y = a.y + row * a.y_stride;
+  for (int j = begin; j < end; j += W) {
+    const int n = end - j < W ? end - j : W;
+    const f32v p = n < W ? load_part(products + j - begin, n) : load(products + j - begin);
+    f32v r = finish(a, sums, p, row, j, n);
+    if (n < W) {
+      if (a.epilogue.accumulate) r += load_part(y + j, n);
+      store_part(y + j, r, n);
+    } else {
+      if (a.epilogue.accumulate) r += load(y + j);
+      store(y + j, r);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace wkv::cpu

@@ -1,0 +1,248 @@
+// Few rows: rows of W against rows of x, accumulated over `in` in vectors whose lanes are added up
+// at the end. One row of x takes one row of W at a time, a single stream that the prefetcher and
+// prefetch instructions follow; more take four, so that x is loaded once for them.
+#pragma once
+
+#include "cpu/kernels/matmul_codes.inl"
+#include "cpu/kernels/matmul_epilogue.inl"
+
+namespace wkv::cpu {
+namespace {
+
+constexpr int kWeightRows = 4;
+#if defined(__AVX512F__)
+constexpr int kMaxX = 6;  // 24 accumulators, 6 of x, 1 of W of 32 registers
+#elif defined(__AVX2__)
+constexpr int kMaxX = 3;  // 12, 3, 1 of 16
+#else
+constexpr int kMaxX = 2;
+#endif
+/// Bytes ahead of the loads that are asked for: with 2 KiB and more every type reaches the memory
+/// roof, without it 70 to 95 %.
+constexpr ptrdiff_t kAhead = 3072;
+
+template <class C>
+constexpr bool kIsI4 = false;
+template <>
+constexpr bool kIsI4<CodecI4> = true;
+
+/// Floats of a prepared step of x. For int4 a vector follows that makes up for the + 8 of the
+/// codes.
+template <class C>
+constexpr int kStepFloats = kStep<C> + (kIsI4<C> ? W : 0);
+
+template <class C>
+inline int steps(int in) {
+  return (in + kStep<C> - 1) / kStep<C>;
+}
+
+/// One row of x as the kernels read it: times in_scale, in the order of the codec, padded with
+/// zeros.
+template <class C>
+void prepare_x(float* to, const float* x, const float* scale, int in) {
+  float part[kStep<C>];
+  for (int k = 0; k < in; k += kStep<C>, to += kStepFloats<C>) {
+    const int n = in - k < kStep<C> ? in - k : kStep<C>;
+    for (int i = 0; i < n; ++i) part[i] = scale ? x[k + i] * scale[k + i] : x[k + i];
+    for (int i = n; i < kStep<C>; ++i) part[i] = 0.0f;
+    for (int v = 0; v < C::kVectors; ++v)
+      for (int lane = 0; lane < W; ++lane) to[v * W + lane] = part[C::input(v, lane)];
+    if constexpr (kIsI4<C>) {
+      f32v excess{};
+      for (int v = 0; v < C::kVectors; ++v) {
+        excess -= 8.0f * load(to + v * W);
+        store(to + v * W, load(to + v * W) * C::weight(v));
+      }
+      store(to + kStep<C>, excess);
+    }
+  }
+}
+
+/// Where RW rows of W are.
+struct WeightRows {
+  const unsigned char* codes;
+  ptrdiff_t row_bytes;
+  const f16* scales;  ///< int4
+  ptrdiff_t groups;
+};
+
+template <class C, int RW, int RX>
+struct Accumulators {
+  static constexpr int kChains = RW * RX >= 6 ? 1 : RW * RX >= 3 ? 2 : 4;
+  f32v sums[RX][RW][kChains] = {};
+
+  /// One step of every row: codes at rows[r], scales at scales[r].
+  inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
+                                                  const f16* const (&scales)[RW], const float* x,
+                                                  ptrdiff_t xs) {
+    if constexpr (kIsI4<C>) {
+#pragma GCC unroll 4
+      for (int r = 0; r < RW; ++r) {
+        // Two chains where there are registers: 8 dependent multiply-adds of 4 cycles for 36 bytes
+        // would be slower than memory.
+        constexpr int kParts = RX <= 2 ? 2 : 1;
+        f32v part[RX][kParts] = {};
+#pragma GCC unroll 8
+        for (int m = 0; m < RX; ++m) part[m][0] = load(x + m * xs + kStep<C>);
+#pragma GCC unroll 8
+        for (int v = 0; v < C::kVectors; ++v) {
+          const f32v w = C::get(rows[r], v);
+#pragma GCC unroll 8
+          for (int m = 0; m < RX; ++m) part[m][v % kParts] += w * load(x + m * xs + v * W);
+        }
+        const f32v scale = C::scales(scales[r]);
+#pragma GCC unroll 8
+        for (int m = 0; m < RX; ++m) {
+          if constexpr (kParts == 2) part[m][0] += part[m][1];
+          sums[m][r][0] += part[m][0] * scale;
+        }
+      }
+    } else {
+      (void)scales;
+#pragma GCC unroll 4
+      for (int v = 0; v < C::kVectors; ++v) {
+        f32v xv[RX];
+#pragma GCC unroll 8
+        for (int m = 0; m < RX; ++m) xv[m] = load(x + m * xs + v * W);
+#pragma GCC unroll 4
+        for (int r = 0; r < RW; ++r) {
+          const f32v w = C::get(rows[r], v);
+#pragma GCC unroll 8
+          for (int m = 0; m < RX; ++m) sums[m][r][v % kChains] += w * xv[m];
+        }
+      }
+    }
+  }
+
+  float total(int m, int r) const {
+    f32v s = sums[m][r][0];
+    for (int c = 1; c < kChains; ++c) s += sums[m][r][c];
+    return sum(s);
+  }
+};
+
+/// products[x row][weight row] of RW rows of W and RX rows of x, `xs` apart.
+template <class C, int RW, int RX>
+void dot_tile(const WeightRows& w, const float* x, ptrdiff_t xs, int in, float* products,
+              ptrdiff_t products_stride) {
+  Accumulators<C, RW, RX> acc;
+  const unsigned char* rows[RW];
+  const f16* scales[RW];
+#pragma GCC unroll 4
+  for (int r = 0; r < RW; ++r) {
+    rows[r] = w.codes + r * w.row_bytes;
+    scales[r] = w.scales + r * w.groups;
+  }
+  // A row of a single stream runs into the next one; of several, each is followed RW rows below.
+  const ptrdiff_t ahead = RW == 1 ? kAhead : RW * w.row_bytes;
+  int k = 0;
+  for (; k + kStep<C> <= in; k += kStep<C>, x += kStepFloats<C>) {
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r)
+#pragma GCC unroll 4
+      for (int line = 0; line < kStepBytes<C>; line += 64)
+        __builtin_prefetch(rows[r] + ahead + line, 0, RW == 1 ? 3 : 2);
+    acc.step(rows, scales, x, xs);
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r) {
+      rows[r] += kStepBytes<C>;
+      if constexpr (kIsI4<C>) scales[r] += C::kGroups;
+    }
+  }
+  if (k < in) {
+    unsigned char tail[RW][kStepBytes<C>];
+    f16 tail_scales[RW][W / 4];
+    for (int r = 0; r < RW; ++r) {
+      __builtin_memset(tail[r], 0, sizeof tail[r]);
+      __builtin_memset(tail_scales[r], 0, sizeof tail_scales[r]);
+      const int inputs = kIsI4<C> ? (int)round_up((size_t)(in - k), kInt4Group) : in - k;
+      __builtin_memcpy(tail[r], rows[r], (size_t)(inputs * 8 / C::kInputsPerByteX8));
+      if constexpr (kIsI4<C>)
+        __builtin_memcpy(tail_scales[r], scales[r], (size_t)(inputs / kInt4Group) * sizeof(f16));
+      rows[r] = tail[r];
+      scales[r] = tail_scales[r];
+    }
+    acc.step(rows, scales, x, xs);
+  }
+  for (int m = 0; m < RX; ++m)
+    for (int r = 0; r < RW; ++r) products[m * products_stride + r] = acc.total(m, r);
+}
+
+template <class C, int RW>
+inline void dot_rows(int rows, const WeightRows& w, const float* x, ptrdiff_t xs, int in,
+                     float* products, ptrdiff_t ps) {
+  for (; rows >= kMaxX; rows -= kMaxX, x += kMaxX * xs, products += kMaxX * ps)
+    dot_tile<C, RW, kMaxX>(w, x, xs, in, products, ps);
+  switch (rows) {
+    case 1:
+      return dot_tile<C, RW, 1>(w, x, xs, in, products, ps);
+#if defined(__AVX2__)
+    case 2:
+      return dot_tile<C, RW, 2>(w, x, xs, in, products, ps);
+#endif
+#if defined(__AVX512F__)
+    case 3:
+      return dot_tile<C, RW, 3>(w, x, xs, in, products, ps);
+    case 4:
+      return dot_tile<C, RW, 4>(w, x, xs, in, products, ps);
+    case 5:
+      return dot_tile<C, RW, 5>(w, x, xs, in, products, ps);
+#endif
+    default:
+      return;
+  }
+}
+
+template <class C>
+void gemv_typed(const MatmulArgs& a, int begin, int end, float* scratch) {
+  const ptrdiff_t xs = (ptrdiff_t)steps<C>(a.in) * kStepFloats<C>;
+  float* x = scratch;
+  float* products = scratch + a.rows * xs;  // [rows][kOutBlock]
+  RowSums* sums = (RowSums*)(products + (ptrdiff_t)a.rows * kOutBlock);
+  for (int m = 0; m < a.rows; ++m) {
+    const float* row = a.x + m * a.x_stride;
+    prepare_x<C>(x + m * xs, row, a.scales.in_scale, a.in);
+    sums[m] = needs_sums(a.scales) ? row_sums(a.scales, row, a.in) : RowSums{};
+  }
+  const ptrdiff_t groups = (a.in + kInt4Group - 1) / kInt4Group;
+  const auto weight_rows = [&](int r) {
+    return WeightRows{(const unsigned char*)a.w + r * a.row_bytes, a.row_bytes,
+                      (const f16*)a.scales.group_scale + r * groups, groups};
+  };
+  for (int j = begin; j < end; j += kOutBlock) {
+    const int stop = end - j < kOutBlock ? end : j + kOutBlock;
+    int r = j;
+    if (a.rows > 1)
+      for (; r + kWeightRows <= stop; r += kWeightRows)
+        dot_rows<C, kWeightRows>(a.rows, weight_rows(r), x, xs, a.in, products + r - j, kOutBlock);
+    for (; r < stop; ++r)
+      dot_rows<C, 1>(a.rows, weight_rows(r), x, xs, a.in, products + r - j, kOutBlock);
+    for (int m = 0; m < a.rows; ++m)
+      store_outputs(a, sums[m], products + m * kOutBlock, m, j, stop);
+  }
+}
+
+size_t gemv_scratch(const MatmulArgs& a) {
+  const size_t longest = (size_t)steps<CodecI4>(a.in) * kStepFloats<CodecI4>;
+  return (size_t)a.rows * ((kOutBlock + longest) * sizeof(float) + sizeof(RowSums));
+}
+
+void gemv(const MatmulArgs& a, int begin, int end, void* scratch) {
+  switch (a.type) {
+    case kWeightF32:
+      return gemv_typed<CodecF32>(a, begin, end, (float*)scratch);
+    case kWeightF16:
+      return gemv_typed<CodecF16>(a, begin, end, (float*)scratch);
+    case kWeightBF16:
+      return gemv_typed<CodecBF16>(a, begin, end, (float*)scratch);
+    case kWeightI8:
+      return gemv_typed<CodecByte<int8_t>>(a, begin, end, (float*)scratch);
+    case kWeightU8:
+      return gemv_typed<CodecByte<uint8_t>>(a, begin, end, (float*)scratch);
+    default:
+      return gemv_typed<CodecI4>(a, begin, end, (float*)scratch);
+  }
+}
+
+}  // namespace
+}  // namespace wkv::cpu

@@ -1,0 +1,88 @@
+// Matrix products y = act(x W^T + bias) * gate + add of one ISA. Plain pointers and counts, no STL:
+// the per-ISA files include this.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace wkv::cpu {
+
+/// How the elements of W lie in memory, rows of them `row_bytes` apart at any alignment.
+enum WeightType : int {
+  kWeightF32,
+  kWeightF16,
+  kWeightBF16,
+  kWeightI8,  ///< int8_t codes
+  kWeightU8,  ///< uint8_t codes
+  kWeightI4,  ///< two codes (value + 8) to a byte, the even input low; a f16 scale per 32 inputs
+};
+constexpr int kInt4Group = 32;
+
+/// What W is beside its codes: W[o][i] = (q - zero) out_scale[o] in_scale[i] + out_offset[o] +
+/// in_offset[i]. Null where absent.
+struct MatmulScales {
+  const float* in_scale;
+  const float* out_scale;
+  const float* in_offset;
+  const float* out_offset;
+  float zero;
+  const void* group_scale;  ///< kWeightI4: f16 [out][groups], groups = in / 32 rounded up
+};
+
+/// What happens to a product before it is stored. Null pointers where absent; rows of `gate` and
+/// `add` are `gate_stride` and `add_stride` floats apart.
+struct MatmulEpilogue {
+  int act;          ///< an ActCode
+  bool accumulate;  ///< y += result instead of y = result
+  const float* bias;
+  const float* gate;
+  const float* add;
+  ptrdiff_t gate_stride;
+  ptrdiff_t add_stride;
+};
+
+/// One product. W [out][in], or [in][out] if `input_major` (not int4); strides of x and y in
+/// floats.
+struct MatmulArgs {
+  const void* w;
+  ptrdiff_t row_bytes;
+  bool input_major;
+  int type;  ///< a WeightType
+  MatmulScales scales;
+  int out, in;
+  const float* x;
+  ptrdiff_t x_stride;
+  float* y;
+  ptrdiff_t y_stride;
+  int rows;
+  MatmulEpilogue epilogue;
+};
+
+/// Ranges [begin, end) of outputs are multiples of this, or end at `out`. A kernel's order of
+/// summation depends on the offset inside such a block alone, never on where a range begins, which
+/// makes results independent of the number of threads.
+constexpr int kOutBlock = 32;
+
+/// From `gemm_min_rows` rows on a product is computed by `gemm`, below by `gemv`; with W
+/// input-major by `sparse` up to `sparse_max_rows`.
+struct MatmulKernels {
+  int gemm_min_rows;
+  int sparse_max_rows;
+  /// Products of few rows with outputs [begin, end). Every weight is read once and converted in
+  /// registers. `scratch`: gemv_scratch(args) bytes, 64-byte aligned.
+  size_t (*gemv_scratch)(const MatmulArgs& args);
+  void (*gemv)(const MatmulArgs& args, int begin, int end, void* scratch);
+  /// Products with W input-major of up to `sparse_max_rows` rows: weights of inputs that are zero
+  /// in all rows are not read. Returns how many inputs were not.
+  size_t (*sparse_scratch)(const MatmulArgs& args);
+  int (*sparse)(const MatmulArgs& args, int begin, int end, void* scratch);
+  /// Products of many rows. x is packed first, in `pack_units(args)` independent units; `packed`
+  /// (packed_bytes(args)) is then read by every thread. `scratch`: gemm_scratch(args) bytes.
+  size_t (*packed_bytes)(const MatmulArgs& args);
+  int (*pack_units)(const MatmulArgs& args);
+  void (*pack)(const MatmulArgs& args, int begin, int end, void* packed);
+  size_t (*gemm_scratch)(const MatmulArgs& args);
+  void (*gemm)(const MatmulArgs& args, const void* packed, int begin, int end, void* scratch);
+};
+
+}  // namespace wkv::cpu

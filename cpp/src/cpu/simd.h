@@ -1,0 +1,146 @@
+// One SIMD vocabulary for every ISA. GCC/Clang vector extensions give operators and, with
+// -ffp-contract=fast, FMA; only converting loads need intrinsics. Included by the per-ISA kernel
+// files alone: internal linkage throughout and no STL, so that no weak symbol can carry AVX code
+// into a processor without it.
+#pragma once
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+#include <stddef.h>
+#include <stdint.h>
+
+namespace wkv::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int W = kVectorBytes / 4;  // floats per vector
+
+typedef float f32v __attribute__((vector_size(kVectorBytes)));
+typedef int32_t i32v __attribute__((vector_size(kVectorBytes)));
+typedef uint32_t u32v __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t u16h __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint8_t u8q __attribute__((vector_size(kVectorBytes / 4)));
+typedef int8_t i8q __attribute__((vector_size(kVectorBytes / 4)));
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+inline f32v splat(float x) { return x - f32v{}; }
+inline f32v load(const float* p) {
+  f32v v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(float* p, f32v v) { __builtin_memcpy(p, &v, sizeof v); }
+
+// GCC 12 splits __builtin_convertvector into halves when it widens, so widening is spelled out.
+inline f32v load(const bf16* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(__AVX2__)
+  return (f32v)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  u16h h;
+  __builtin_memcpy(&h, p, sizeof h);
+  return (f32v)(__builtin_convertvector(h, u32v) << 16);
+#endif
+}
+
+inline float f16_value(uint16_t h) {  // exact for every half, infinities and NaN included
+  const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+  const uint32_t rest = (uint32_t)(h & 0x7fffu) << 13;
+  uint32_t bits;
+  if (rest >= 0x0f800000u) {
+    bits = rest | 0x7f800000u;
+  } else {
+    float f;
+    __builtin_memcpy(&f, &rest, sizeof f);
+    f *= 0x1p112f;
+    __builtin_memcpy(&bits, &f, sizeof bits);
+  }
+  bits |= sign;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline f32v load(const f16* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (f32v)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  f32v v;
+  for (int i = 0; i < W; ++i) v[i] = f16_value(p[i].bits);
+  return v;
+#endif
+}
+
+inline f32v load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  return (f32v)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  i8q q;
+  __builtin_memcpy(&q, p, sizeof q);
+  return __builtin_convertvector(__builtin_convertvector(q, i32v), f32v);
+#endif
+}
+
+inline f32v load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#elif defined(__AVX2__)
+  return (f32v)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+#else
+  u8q q;
+  __builtin_memcpy(&q, p, sizeof q);
+  return __builtin_convertvector(__builtin_convertvector(q, i32v), f32v);
+#endif
+}
+
+inline float scalar(const float* p) { return *p; }
+inline float scalar(const bf16* p) {
+  const uint32_t bits = (uint32_t)p->bits << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline float scalar(const f16* p) { return f16_value(p->bits); }
+
+/// Halves onto each other until one lane is left: the same tree at every width's own lane count.
+/// Spelled out, because GCC 12 makes a loop over memory of the generic form (30 ns a call).
+inline float sum(f32v v) {
+#if defined(__AVX512F__)
+  const __m256 high = (__m256)_mm512_extractf64x4_pd((__m512d)v, 1);
+  const __m256 v8 = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), high);
+#elif defined(__AVX2__)
+  const __m256 v8 = (__m256)v;
+#endif
+#if defined(__AVX2__)
+  const __m128 v4 = _mm_add_ps(_mm256_castps256_ps128(v8), _mm256_extractf128_ps(v8, 1));
+  const __m128 v2 = _mm_add_ps(v4, _mm_movehl_ps(v4, v4));
+  return _mm_cvtss_f32(_mm_add_ss(v2, _mm_movehdup_ps(v2)));
+#else
+  static_assert(W == 4);
+  return (v[0] + v[2]) + (v[1] + v[3]);
+#endif
+}
+
+inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
+inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace wkv::cpu
