@@ -1,0 +1,188 @@
+#include "models/checkpoint.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "models/detect.h"
+
+namespace wkv {
+namespace {
+
+/// [in, out] -> [out, in] in blocks that stay in L1: a plain double loop misses on every store.
+template <class T>
+void transpose(T* to, const unsigned char* from, std::int64_t in, std::int64_t out) {
+  constexpr std::int64_t kTile = 32;
+  for (std::int64_t i0 = 0; i0 < in; i0 += kTile)
+    for (std::int64_t o0 = 0; o0 < out; o0 += kTile)
+      for (std::int64_t o = o0; o < std::min(o0 + kTile, out); ++o)
+        for (std::int64_t i = i0; i < std::min(i0 + kTile, in); ++i)
+          std::memcpy(&to[o * in + i], from + static_cast<std::size_t>(i * out + o) * sizeof(T),
+                      sizeof(T));
+}
+
+std::string list_problems(const std::vector<std::string>& problems) {
+  constexpr std::size_t kShown = 40;  // a wrong file can have thousands
+  std::string text;
+  for (std::size_t i = 0; i < std::min(problems.size(), kShown); ++i) text += "\n  " + problems[i];
+  if (problems.size() > kShown) text += str("\n  ... and ", problems.size() - kShown, " more");
+  return text;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DType want,
+                       std::function<void(std::int64_t, std::int64_t)> poll)
+    : source_(std::move(source)),
+      backend_(backend),
+      want_(want),
+      poll_(std::move(poll)),
+      interned_(std::make_shared<std::deque<std::string>>()) {
+  keep_.push_back(interned_);
+  for (const std::string& name : source_->names()) {
+    std::int64_t n = static_cast<std::int64_t>(dtype_size(source_->dtype(name)));
+    for (const std::int64_t d : source_->shape(name)) n *= d;
+    total_bytes_ += n;
+  }
+}
+
+int Checkpoint::extent(std::string_view name, std::size_t axis) const {
+  if (!has(name)) return 1;
+  const std::vector<std::int64_t> found = shape(name);
+  return axis < found.size() ? static_cast<int>(found[axis]) : 1;
+}
+
+const char* Checkpoint::intern(const std::string& name) {
+  interned_->push_back(name);
+  return interned_->back().c_str();
+}
+
+void Checkpoint::poll(std::int64_t bytes) {
+  done_bytes_ += bytes;
+  if (poll_) poll_(std::min(done_bytes_, total_bytes_), total_bytes_);
+}
+
+bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>& shape) {
+  seen_.insert(name);
+  if (!source_->contains(name)) {
+    problems_.push_back(str("missing: ", name, ' ', shape_str(shape)));
+    return false;
+  }
+  const std::vector<std::int64_t> found = source_->shape(name);
+  if (!is_float(source_->dtype(name))) {
+    problems_.push_back(str("wrong dtype: ", name, " is ", dtype_name(source_->dtype(name)),
+                            ", a floating-point type is needed"));
+    return false;
+  }
+  if (found != shape) {
+    problems_.push_back(
+        str("wrong shape: ", name, " is ", shape_str(found), ", expected ", shape_str(shape)));
+    return false;
+  }
+  return true;
+}
+
+Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, MatrixUse use) {
+  // Embedding rows are only gathered, exactly, so they stay as stored.
+  const DType want = use == MatrixUse::embedding ? DType::automatic : want_;
+  Matrix m = backend_.adopt(tensor, want, use, intern(name), keep_);
+  if (m.bytes == 0)
+    m.bytes = std::int64_t{m.out} * m.in * static_cast<std::int64_t>(dtype_size(m.dtype));
+  if (use != MatrixUse::embedding) matrix_bytes_ += m.bytes;
+  if (use == MatrixUse::linear) block_dtype_ = m.dtype;
+  poll(tensor.numel() * static_cast<std::int64_t>(dtype_size(tensor.dtype)));
+  return m;
+}
+
+Matrix Checkpoint::matrix(const std::string& name, int out, int in, MatrixUse use) {
+  if (!expect(name, {out, in})) return {};
+  return adopt(source_->get(name), name, use);
+}
+
+Matrix Checkpoint::transposed(const std::string& name, int in, int out, int index) {
+  std::vector<std::int64_t> shape{in, out};
+  if (index >= 0 && source_->contains(name)) {
+    const std::vector<std::int64_t> found = source_->shape(name);
+    const std::int64_t groups = found.empty() ? 0 : found[0];
+    shape.insert(shape.begin(), std::max<std::int64_t>(groups, index + 1));
+  }
+  if (seen_.count(name) != 0 && index > 0) {
+    if (!source_->contains(name) || source_->shape(name) != shape) return {};  // noted already
+  } else if (!expect(name, shape)) {
+    return {};
+  }
+  const HostTensor stored = source_->get(name);
+  const std::size_t size = dtype_size(stored.dtype);
+  const std::int64_t n = std::int64_t{in} * out;
+  const auto* from = static_cast<const unsigned char*>(stored.data) +
+                     static_cast<std::size_t>(std::max(index, 0) * n) * size;
+  const Buffer memory = allocate_host(static_cast<std::size_t>(n) * size);
+  switch (size) {
+    case 2:
+      transpose(static_cast<std::uint16_t*>(memory.data()), from, in, out);
+      break;
+    case 4:
+      transpose(static_cast<std::uint32_t*>(memory.data()), from, in, out);
+      break;
+    default:
+      transpose(static_cast<std::uint64_t*>(memory.data()), from, in, out);
+  }
+  auto owner = std::make_shared<Buffer>(memory);
+  return adopt({memory.data(), stored.dtype, {out, in}, owner}, name, MatrixUse::lora);
+}
+
+std::vector<float> Checkpoint::values(const std::string& name, std::int64_t n) {
+  seen_.insert(name);
+  if (!source_->contains(name)) {
+    problems_.push_back(str("missing: ", name, " [", n, ']'));
+    return {};
+  }
+  std::int64_t found = 1;
+  for (const std::int64_t d : source_->shape(name)) found *= d;
+  if (found != n || !is_float(source_->dtype(name))) {
+    problems_.push_back(str("wrong shape or dtype: ", name, " is ", shape_str(source_->shape(name)),
+                            ' ', dtype_name(source_->dtype(name)), ", expected ", n,
+                            " floating-point elements"));
+    return {};
+  }
+  const HostTensor tensor = source_->get(name);
+  std::vector<float> result(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < result.size(); ++i)
+    result[i] = element_as_f32(tensor.data, tensor.dtype, i);
+  poll(n * static_cast<std::int64_t>(dtype_size(tensor.dtype)));
+  return result;
+}
+
+Vector Checkpoint::vector(const std::string& name, int n, float (*map)(float)) {
+  std::vector<float> host = values(name, n);
+  if (host.empty()) return {};
+  if (map != nullptr) std::transform(host.begin(), host.end(), host.begin(), map);
+  return upload(host);
+}
+
+Vector Checkpoint::upload(const std::vector<float>& host) {
+  auto buffer = std::make_shared<Buffer>(backend_.allocate(host.size() * sizeof(float)));
+  backend_.write(buffer->data(), host.data(), host.size() * sizeof(float));
+  keep_.push_back(buffer);
+  return {static_cast<const float*>(buffer->data()), static_cast<int>(host.size())};
+}
+
+Norm Checkpoint::norm(const std::string& prefix, int n, float eps) {
+  return {vector(prefix + ".weight", n), vector(prefix + ".bias", n), eps};
+}
+
+void Checkpoint::ignore(std::string_view name) { seen_.emplace(name); }
+
+void Checkpoint::finish() {
+  for (const std::string& name : source_->names()) {
+    if (seen_.count(name) != 0) continue;
+    if (!is_training_buffer(name) && !name.ends_with(".time_state"))
+      problems_.push_back(str("unknown: ", name, ' ', shape_str(source_->shape(name))));
+  }
+  WKV_CHECK(problems_.empty(), bad_model, source_->description(), ": ", problems_.size(),
+            " tensors are wrong:", list_problems(problems_));
+}
+
+}  // namespace wkv
