@@ -1,0 +1,121 @@
+#include <algorithm>
+#include <utility>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "models/checkpoint.h"
+#include "models/detect.h"
+#include "runtime/devices.h"
+#include "runtime/model_impl.h"
+#include "wkv/wkv.hpp"
+
+namespace wkv {
+namespace detail {
+
+namespace {
+
+ModelInfo to_info(const Detected& d) {
+  ModelInfo info;
+  info.version = d.version;
+  info.n_layer = d.n_layer;
+  info.n_embd = d.n_embd;
+  info.n_head = d.n_head;
+  info.head_size = d.head_size;
+  info.n_vocab = d.n_vocab;
+  info.dim_ffn = d.dim_ffn;
+  info.n_params = d.n_params;
+  if (d.ctx_len > 0) info.context_limit = d.ctx_len;
+  return info;
+}
+
+/// Tells models of one size apart. The final norm is kept as fp32 by every conversion; rounding it
+/// to bf16 makes the fp32, fp16, bf16 and quantised forms of a model agree.
+std::uint64_t weight_fingerprint(const TensorSource& source, std::uint64_t hash) {
+  for (const char* name : {"ln_out.weight", "ln_out.bias", "ln_f.weight", "ln_f.bias"}) {
+    if (!source.contains(name)) continue;
+    const HostTensor t = source.get(name);
+    for (std::int64_t i = 0; i < t.numel(); ++i)
+      hash = (hash ^ f32_to_bf16(element_as_f32(t.data, t.dtype, static_cast<std::size_t>(i)))) *
+             0x100000001b3u;
+  }
+  return hash;
+}
+
+std::shared_ptr<const StateSchema> make_schema(const Arch& arch, const std::string& version,
+                                               const TensorSource& source) {
+  auto schema = std::make_shared<StateSchema>();
+  schema->layout = arch.layout;
+  schema->version = version;
+  schema->fingerprint = weight_fingerprint(source, arch.layout.fingerprint());
+  schema->initial.resize(static_cast<std::size_t>(arch.layout.size()));
+  const auto begin = [&](const SlotInfo& s) { return schema->initial.begin() + s.slot.offset; };
+  for (const SlotInfo& slot : arch.layout.slots()) {
+    std::fill_n(begin(slot), slot.slot.size, slot.initial);
+    schema->parts.push_back({slot.name, slot.shape});
+  }
+  for (const auto& [index, values] : arch.initial_parts)
+    std::copy(values.begin(), values.end(), begin(arch.layout.slots()[index]));
+  return schema;
+}
+
+}  // namespace
+}  // namespace detail
+
+Model::Model(std::shared_ptr<detail::ModelImpl> impl) : impl_(std::move(impl)) {}
+Model::Model(Model&&) noexcept = default;
+Model& Model::operator=(Model&&) noexcept = default;
+Model::~Model() = default;
+
+ModelInfo inspect(const TensorSource& source) { return detail::to_info(detect(source)); }
+
+Model Model::load(const std::filesystem::path& path, const Options& options) {
+  return load(open_checkpoint(path), options);
+}
+
+Model Model::load(std::shared_ptr<const TensorSource> source, const Options& options) {
+  WKV_CHECK(source != nullptr, invalid_argument, "[load] no source");
+  WKV_CHECK(options.max_rows >= 0, invalid_argument, "[load] max_rows is ", options.max_rows);
+  const Detected sizes = detect(*source);
+  auto impl = std::make_shared<detail::ModelImpl>();
+  impl->info = detail::to_info(sizes);
+  const bool cpu = sizes.looks_back && options.device == "auto";
+  impl->backend = make_backend(cpu ? "cpu" : options.device, options.threads);
+  WKV_CHECK(!sizes.looks_back || impl->backend->looks_back(), unsupported, "[load] RWKV-",
+            sizes.version, sizes.head_qk > 0 ? " with a copy head" : "", " does not run on ",
+            impl->backend->device(), "; use device=\"cpu\"");
+
+  detail::Poll poll(options.progress, "[load]");
+  std::int64_t total_bytes = 0;
+  Checkpoint in(source, *impl->backend, options.dtype, [&](std::int64_t done, std::int64_t total) {
+    total_bytes = total;
+    poll.report(done, total);
+  });
+  impl->arch = make_arch(in, sizes);
+  in.finish();
+  impl->dtype = in.block_dtype();
+  impl->weight_bytes = in.matrix_bytes();
+  impl->keep = in.take_keep();
+  impl->schema = detail::make_schema(*impl->arch, sizes.version, *source);
+  impl->max_rows = options.max_rows > 0 ? options.max_rows : impl->backend->preferred_rows();
+  impl->arena = std::make_unique<Arena>(
+      [backend = impl->backend.get()](std::size_t bytes) { return backend->allocate(bytes); },
+      impl->backend->host_memory());
+  poll.report(total_bytes, total_bytes, true);
+  return Model(std::move(impl));
+}
+
+const ModelInfo& Model::info() const noexcept { return impl_->info; }
+std::string Model::device() const { return impl_->backend->device(); }
+std::string Model::backend() const { return impl_->backend->name(); }
+DType Model::dtype() const noexcept { return impl_->dtype; }
+std::int64_t Model::weight_bytes_per_token() const noexcept { return impl_->weight_bytes; }
+
+State Model::new_state() const { return State(detail::new_state(impl_->schema, impl_->backend)); }
+
+State Model::state_from_bytes(std::span<const std::byte> bytes) const {
+  return State(detail::parse_state(bytes, impl_->schema, impl_->backend));
+}
+
+std::string_view version() noexcept { return WKV_VERSION; }
+
+}  // namespace wkv
