@@ -1,0 +1,25 @@
+#include <stddef.h>
+
+namespace wkv::detail {
+namespace {
+constexpr size_t kLanes = 4;  // what every x86-64 has
+}
+}  // namespace wkv::detail
+
+#include "text/vector_passes.inl"
+
+namespace wkv::detail {
+
+const VectorPasses kGenericPasses = {
+    chunk_maxima, exp_pass, moment, nearness, mass_above, collect, keep_above,
+};
+
+const VectorPasses& vector_passes() noexcept {
+#if defined(__x86_64__)
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  if (avx2) return kAvx2Passes;
+#endif
+  return kGenericPasses;
+}
+
+}  // namespace wkv::detail
