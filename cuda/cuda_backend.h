@@ -1,0 +1,138 @@
+// The CUDA backend: turns ops into launches.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "core/thread_pool.h"
+#include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "cuda/launch_queue.h"
+#include "ops/backend.h"
+
+namespace wkv::cuda {
+
+/// Steps in which every sequence has one row are gathered and replayed as CUDA graphs; others are
+/// launched op by op.
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(std::unique_ptr<Device> device);
+  ~CudaBackend() override;
+
+  std::string name() const override;
+  std::string device() const override { return device_->name(); }
+  bool host_memory() const noexcept override { return false; }
+  int preferred_rows() const noexcept override { return 2048; }
+  bool looks_back() const noexcept override { return true; }
+
+  Buffer allocate(std::size_t bytes) override;
+  void write(void* device, const void* host, std::size_t bytes) override;
+  void read(void* host, const void* device, std::size_t bytes) override;
+  void copy(void* to_device, const void* from_device, std::size_t bytes) override;
+  Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
+               std::vector<std::shared_ptr<const void>>& keep) override;
+
+  void begin(const Batch& batch) override;
+  void end() override;
+
+  void embed(Tensor y, const Matrix& table) override;
+  void layer_norm(Tensor y, Tensor x, const Norm& norm) override;
+  void shift_delta(Tensor dx, Tensor x, Slot prev) override;
+  void lerp(std::span<const Tensor> y, Tensor x, Tensor dx, std::span<const Vector> mu) override;
+  void shift_mix(std::span<const Tensor> y, Tensor x, Slot prev,
+                 std::span<const Vector> mu) override;
+  void linear(std::span<const LinearJob> jobs) override;
+  void add(Tensor y, Tensor a, Tensor b) override;
+  void multiply(Tensor y, Tensor a, Tensor b) override;
+  void select_rows(Tensor y, Tensor x) override;
+  void wkv4(Tensor y, Tensor r, Tensor k, Tensor v, const Vector& decay, const Vector& bonus,
+            Slot aa_bb_pp) override;
+  void wkv6(Tensor y, Tensor r, Tensor k, Tensor v, Tensor decay, const Vector* decay_const,
+            const Vector& bonus, int heads, const HeadEpilogue& epilogue, Slot state) override;
+  void wkv7(Tensor y, const Wkv7& in, int heads, Slot state) override;
+  void wkv1(Tensor y, const Wkv1& in, int heads, Slot sum_k, Slot past) override;
+  void wkv2(Tensor y, Tensor r, Tensor k, Tensor v, const Vector& decay, const Vector& bonus,
+            float eps, Slot aa_bb) override;
+  void by_position(Tensor y, const Vector& values) override;
+  void remember(Tensor x, Slot past) override;
+  void remember_tokens(Slot past) override;
+  void copy_logits(Tensor logits, Tensor q, Slot keys, Slot tokens, float scale) override;
+  void attention(Tensor y, Tensor q, Slot keys, Slot values) override;
+  void linear_attention(Tensor y, Tensor q, Tensor k, Tensor v, float scale, Slot state) override;
+  void row_matvec(Tensor y, Tensor x, Tensor m) override;
+
+  const LaunchQueue& queue() const noexcept { return queue_; }
+
+ private:
+  /// Memory that only grows. What it held is gone after growth; the old block lives until end(),
+  /// for launches that are still to run.
+  struct Scratch {
+    Buffer buffer;
+  };
+  void* grow(Scratch& scratch, std::size_t bytes);
+  void push();
+  /// Launches a norm that waited for the token shift of its result, and did not get it.
+  void settle();
+  void flush();
+  void mix(std::span<const Tensor> y, Tensor x, Tensor dx, Slot prev, std::span<const Vector> mu,
+           bool shift, bool delta);
+  void binary(Tensor y, Tensor a, Tensor b, bool product);
+
+  HistoryParams history_params(Tensor y, Slot slot) const;
+  void push_history(HistoryOp op, const HistoryParams& p);
+
+  // cuda_linear.cpp
+  struct Group {
+    LinearParams params;
+    std::int32_t blocks = 0;
+    std::int32_t tickets = 0;
+    std::int64_t partials = 0;  // floats of workspace
+  };
+  void linear_group(std::span<const LinearJob* const> jobs, Codec codec);
+  void plan_f32(Group& group);
+  void plan_skinny(Group& group, Codec codec, std::uint32_t& shared_bytes);
+  void plan_gemm(Group& group, Codec codec);
+  void round_inputs(std::span<const LinearJob* const> jobs, Codec codec, LinearParams& params);
+  bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows);
+
+  // cuda_weights.cpp
+  void upload(void* to, const void* host, std::size_t bytes);
+  /// Rows of `row_bytes` to rows of `pitch` bytes, the rest zeros.
+  void upload_rows(void* to, const void* host, std::size_t rows, std::size_t row_bytes,
+                   std::size_t pitch);
+  void upload_converted(void* to, const HostTensor& tensor, std::size_t rows, std::size_t cols,
+                        std::size_t pitch_elements, DType dtype);
+  unsigned char* ring_slot(int number);
+  /// `rows` rows of `pitch` bytes, each written by make(row, slot), several at once.
+  void upload_made(void* to, std::size_t rows, std::size_t pitch,
+                   const std::function<void(std::size_t, unsigned char*)>& make);
+  Matrix adopt_quantised(const HostTensor& tensor, DType want, const char* name,
+                         std::vector<std::shared_ptr<const void>>& keep);
+  void copy_out(unsigned char* to, const unsigned char* from, std::size_t bytes);
+
+  std::unique_ptr<Device> device_;
+  LaunchQueue queue_;
+  mutable std::mutex mutex_;  // the stream, the queue and the pinned ring
+  Launch launch_;             // the one being made: 3.6 kB are too much to clear each time
+
+  LayerNormParams norm_{};  // of layer_norm(), while norm_waits_
+  bool norm_waits_ = false;
+  bool one_row_each_ = false;            // every sequence of the batch has one row
+  std::unique_ptr<ThreadPool> copiers_;  // made by the first large read
+  std::unique_ptr<ThreadPool> workers_;  // made by the first quantised matrix
+
+  Batch batch_;
+  BatchView view_{};
+  Buffer batch_host_, batch_device_;
+  Scratch rounded_, workspace_;
+  std::vector<Buffer> retired_;
+  Buffer tickets_;
+  Buffer ring_[2], staging_[2];
+  std::unordered_map<const void*, float> x_scale_;  // by matrix data, where it is not 1
+};
+
+}  // namespace wkv::cuda

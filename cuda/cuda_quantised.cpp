@@ -1,0 +1,109 @@
+// Quantised weights: the host makes codes and scales (ops/quantize.h), this packs them for the
+// tensor cores on their way to the GPU.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/pack.h"
+#include "ops/quantize.h"
+
+namespace wkv::cuda {
+namespace {
+
+std::size_t padded_to(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
+
+/// A power of two that brings the largest of `v` to [1/2, 1): scaled inputs then stay in fp16's
+/// range.
+float normaliser(const float* v, int n) {
+  float largest = 0.0f;
+  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(v[i]));
+  int exponent = 0;
+  if (largest > 0.0f) static_cast<void>(std::frexp(largest, &exponent));
+  return std::ldexp(1.0f, -exponent);
+}
+
+}  // namespace
+
+Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const char* name,
+                                    std::vector<std::shared_ptr<const void>>& keep) {
+  Buffer host;
+  if (!workers_) workers_ = std::make_unique<ThreadPool>(usable_cores());
+  Matrix q;
+  try {
+    q = quantize::quantize(tensor, want, host, [this](int n, const auto& work) {
+      auto part = [&](int index, int threads) noexcept {
+        const auto bound = [&](int i) { return static_cast<int>(std::int64_t{n} * i / threads); };
+        work(bound(index), bound(index + 1));
+      };
+      workers_->run(part);
+    });
+  } catch (const Error& e) {
+    fail(e.code(), "'", name, "': ", e.what());
+  }
+
+  constexpr std::size_t kAlign = 256;
+  const bool int4 = want == DType::int4;
+  const auto out = static_cast<std::size_t>(q.out), in = static_cast<std::size_t>(q.in);
+  const Codec codec = int4 ? Codec::u4 : Codec::u8;
+  const auto pitch = static_cast<std::size_t>(packed_row_bytes(codec, q.in));
+  const std::size_t groups = pitch / 64 * 4;  // int4: scales of an output
+  const auto code_bytes = static_cast<std::size_t>(packed_bytes(codec, q.out, q.in));
+  const std::size_t in_bytes = padded_to(in * sizeof(float), kAlign);
+  const std::size_t out_bytes = padded_to(out * sizeof(float), kAlign);
+  const std::size_t bytes = code_bytes + (int4 ? out * groups * 2 : 2 * (in_bytes + out_bytes));
+  auto memory = std::make_shared<Buffer>(device_->allocate(bytes));
+  auto* to = static_cast<unsigned char*>(memory->data());
+
+  const auto* codes = static_cast<const unsigned char*>(q.data);
+  const std::size_t code_row = quantize::row_bytes(want, q.in);
+  upload_made(to, out, pitch, [&](std::size_t row, unsigned char* slot) {
+    if (int4)
+      pack_u4(reinterpret_cast<std::uint32_t*>(slot), codes + row * code_row, q.in);
+    else
+      pack_u8(slot, codes + row * code_row, q.in, want == DType::int8 ? 128 : 0, 128);
+  });
+
+  Matrix m;
+  m.data = to;
+  m.out = q.out;
+  m.in = q.in;
+  m.dtype = want;
+  m.layout = Layout::packed;
+  m.bytes = static_cast<std::int64_t>(bytes);
+  m.name = name;
+  unsigned char* at = to + code_bytes;
+  const auto put = [&](const float* from, std::size_t n, float factor) -> const float* {
+    if (from == nullptr) return nullptr;
+    std::vector<float> scaled(from, from + n);
+    for (float& v : scaled) v *= factor;
+    upload(at, scaled.data(), n * sizeof(float));
+    const auto* placed = reinterpret_cast<const float*>(at);
+    at += padded_to(n * sizeof(float), kAlign);
+    return placed;
+  };
+  if (int4) {
+    const auto* scales = static_cast<const std::uint16_t*>(q.group_scale);
+    const std::size_t per_row = (in + quantize::kGroup - 1) / quantize::kGroup;
+    upload_made(at, out, groups * 2, [&](std::size_t row, unsigned char* slot) {
+      pack_scales(reinterpret_cast<std::uint16_t*>(slot), scales + row * per_row, q.in);
+    });
+  } else {
+    const float factor = q.in_scale != nullptr ? normaliser(q.in_scale, q.in) : 1.0f;
+    m.in_scale = put(q.in_scale, in, factor);
+    m.out_scale = put(q.out_scale, out, 1.0f / factor);
+    m.in_offset = put(q.in_offset, in, 1.0f);
+    m.out_offset = put(q.out_offset, out, 1.0f);
+    // The codec yields code - 128; int8's codes were stored with 128 added.
+    m.zero = want == DType::int8 ? q.zero : q.zero - 128.0f;
+  }
+  device_->synchronize();  // before the host's codes go
+  keep.push_back(std::move(memory));
+  return m;
+}
+
+}  // namespace wkv::cuda

@@ -1,0 +1,274 @@
+// y = x W^T for more than 8 rows. Operands travel through a ring of shared-memory stages
+// (cp.async); fragments are read with 16-byte loads in the same order as in codec.cuh, so weights
+// need no repacking. Products with few tiles are split over the inputs; the last block of a tile
+// adds the parts up in their order.
+#include "cuda/codec.cuh"
+#include "cuda/epilogue.cuh"
+#include "cuda/kernels.h"
+
+namespace wkv::cuda {
+namespace {
+
+/// kWarpsOut x kWarpsRow warps, each kOut tiles of 16 outputs and kRow tiles of 8 rows.
+template <int kWarpsOut_, int kWarpsRow_, int kOut_, int kRow_, int kStages_>
+struct Tiling {
+  static constexpr int kWarpsOut = kWarpsOut_, kWarpsRow = kWarpsRow_, kOut = kOut_, kRow = kRow_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kThreads = kWarpsOut * kWarpsRow * 32;
+  static constexpr int kOutTile = kWarpsOut * kOut * 16;
+  static constexpr int kRowTile = kWarpsRow * kRow * 8;
+  static constexpr int kBlocksPerProcessor = kThreads == 128 ? 3 : 1;
+};
+using Small16 = Tiling<4, 1, 1, 2, 4>;  // 64 x 16
+using Small32 = Tiling<4, 1, 1, 4, 4>;  // 64 x 32
+using Small64 = Tiling<4, 1, 1, 8, 4>;  // 64 x 64
+using Large = Tiling<4, 2, 2, 8, 4>;    // 128 x 128
+
+template <class Codec>
+constexpr int kStageInputs = Codec::kSteps == 4 ? 128 : 64;
+
+template <class Codec, class T>
+struct Stage {
+  static constexpr int kLoads = kStageInputs<Codec> / (32 * Codec::kSteps);  // 64-byte runs
+  static constexpr int kWeightPitch = kLoads * 64;
+  static constexpr int kRowPitch = kStageInputs<Codec> * 2;
+  static constexpr int kWeightBytes = T::kOutTile * kWeightPitch;
+  static constexpr int kBytes = kWeightBytes + T::kRowTile * kRowPitch;
+};
+
+/// Swaps the halves of every second row's 128 bytes: the two rows that one phase of 16-byte reads
+/// touches then fall into different banks.
+WKV_DEV int swizzle(int row, int chunk, int pitch) {
+  return row * pitch + ((pitch >= 128 ? chunk ^ ((row & 1) << 2) : chunk) * 16);
+}
+
+template <class Codec, class T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerProcessor)
+    gemm_kernel(const __grid_constant__ LinearParams p) {
+  using S = Stage<Codec, T>;
+  WKV_SHARED(shared);
+  __shared__ bool last;
+
+  int block = static_cast<int>(blockIdx.x);
+  const LinearJobParams& job = p.job[find_job(p, block)];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int g = lane / 4, t = lane % 4;
+
+  // Row tiles vary fastest: neighbouring blocks then share weights in L2.
+  const int row_tiles = (p.rows + T::kRowTile - 1) / T::kRowTile;
+  const int split = block % job.splits, tile = block / job.splits;
+  const int row0 = tile % row_tiles * T::kRowTile, output0 = tile / row_tiles * T::kOutTile;
+  const int stages = (job.in + kStageInputs<Codec> - 1) / kStageInputs<Codec>;
+  const int per_split = (stages + job.splits - 1) / job.splits;
+  const int first = split * per_split;
+  const int count = first + per_split < stages ? per_split : stages - first;
+
+  const auto* weights = static_cast<const unsigned char*>(job.w);
+  const auto* x16 = static_cast<const unsigned char*>(job.x16);
+  // Rows of x16 are padded to the largest kStageInputs, those of the weights only to their own
+  // load: what lies beyond is met by zeros of x and read from the row's last load instead.
+  const std::int64_t x_bytes = static_cast<std::int64_t>((job.in + 127) / 128) * 128 * 2;
+  const int last_run = job.row_bytes / 64 - 1;
+
+  const auto fetch_weights = [&](int stage) {
+    unsigned char* to = shared + stage % T::kStages * S::kBytes;
+    constexpr int kChunks = S::kLoads * 4;
+    for (int i = thread; i < T::kOutTile * kChunks; i += T::kThreads) {
+      const int row = i / kChunks, chunk = i % kChunks;
+      const int output = output0 + row < job.out ? output0 + row : job.out - 1;
+      int run = (first + stage) * S::kLoads + chunk / 4;
+      run = run < last_run ? run : last_run;
+      copy_async(
+          to + swizzle(row, chunk, S::kWeightPitch),
+          weights + static_cast<std::int64_t>(output) * job.row_bytes + run * 64 + chunk % 4 * 16);
+    }
+  };
+  const auto fetch_rows = [&](int stage) {
+    unsigned char* to = shared + stage % T::kStages * S::kBytes + S::kWeightBytes;
+    constexpr int kChunks = S::kRowPitch / 16;
+    for (int i = thread; i < T::kRowTile * kChunks; i += T::kThreads) {
+      const int r = i / kChunks, chunk = i % kChunks;
+      const int row = row0 + r < p.rows ? row0 + r : p.rows - 1;
+      copy_async(to + swizzle(r, chunk, S::kRowPitch),
+                 x16 + row * x_bytes + static_cast<std::int64_t>(first + stage) * S::kRowPitch +
+                     chunk * 16);
+    }
+  };
+
+  wait_for_previous_kernel();
+#pragma unroll
+  for (int s = 0; s < T::kStages - 1; ++s) {
+    if (s < count) {
+      fetch_weights(s);
+      fetch_rows(s);
+    }
+    copy_async_commit();
+  }
+
+  const int warp_out = warp % T::kWarpsOut * T::kOut * 16;
+  const int warp_row = warp / T::kWarpsOut * T::kRow * 8;
+  float acc[T::kOut][T::kRow][4] = {};
+  for (int stage = 0; stage < count; ++stage) {
+    copy_async_wait<T::kStages - 2>();
+    __syncthreads();  // the stage has landed for all, and all have left the one refilled next
+    if (stage + T::kStages - 1 < count) {
+      fetch_weights(stage + T::kStages - 1);
+      fetch_rows(stage + T::kStages - 1);
+    }
+    copy_async_commit();
+    const unsigned char* w = shared + stage % T::kStages * S::kBytes;
+    const unsigned char* x = w + S::kWeightBytes;
+#pragma unroll
+    for (int load = 0; load < S::kLoads; ++load) {
+      Vec16 lower[T::kOut], upper[T::kOut];
+#pragma unroll
+      for (int m = 0; m < T::kOut; ++m) {
+        const int row = warp_out + m * 16 + g;
+        lower[m] = *reinterpret_cast<const Vec16*>(w + swizzle(row, load * 4 + t, S::kWeightPitch));
+        upper[m] =
+            *reinterpret_cast<const Vec16*>(w + swizzle(row + 8, load * 4 + t, S::kWeightPitch));
+      }
+      Scales scales[Codec::kGroups ? T::kOut : 1];
+      if constexpr (Codec::kGroups) {
+#pragma unroll
+        for (int m = 0; m < T::kOut; ++m) {
+          const int at = (first + stage) * S::kLoads + load;
+          const int o0 = output0 + warp_out + m * 16 + g, edge = job.out - 1;
+          const std::int64_t lo = o0 < edge ? o0 : edge, hi = o0 + 8 < edge ? o0 + 8 : edge;
+          const uint2 a = reinterpret_cast<const uint2*>(job.group_scale + lo * job.groups)[at];
+          const uint2 b = reinterpret_cast<const uint2*>(job.group_scale + hi * job.groups)[at];
+          scales[m] = {{a.x, a.y}, {b.x, b.y}};
+        }
+      }
+#pragma unroll
+      for (int s = 0; s < Codec::kSteps; ++s) {
+        Pairs a[T::kOut], b[T::kOut];
+#pragma unroll
+        for (int m = 0; m < T::kOut; ++m) {
+          a[m] = Codec::pairs(lower[m], s);
+          b[m] = Codec::pairs(upper[m], s);
+        }
+#pragma unroll
+        for (int n = 0; n < T::kRow; ++n) {
+          const int chunk = (load * Codec::kSteps + s) * 4 + t;
+          const Vec16 column = *reinterpret_cast<const Vec16*>(
+              x + swizzle(warp_row + n * 8 + g, chunk, S::kRowPitch));
+#pragma unroll
+          for (int m = 0; m < T::kOut; ++m) {
+            if constexpr (Codec::kGroups) {
+              float part[4] = {};
+              multiply<Codec>(part, a[m], b[m], column);
+              add_scaled(acc[m][n], part, group_scale(scales[m].lower, s),
+                         group_scale(scales[m].upper, s));
+            } else {
+              multiply<Codec>(acc[m][n], a[m], b[m], column);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // The sums go through shared memory, so that the rest is written once, for one element, and
+  // neighbouring threads store neighbouring outputs.
+  copy_async_wait<0>();
+  __syncthreads();
+  constexpr int kPitch = T::kOutTile + 4;  // lanes then write to 32 different banks
+  auto* sums = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int m = 0; m < T::kOut; ++m)
+#pragma unroll
+    for (int n = 0; n < T::kRow; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sums[(warp_row + n * 8 + 2 * t + i % 2) * kPitch + warp_out + m * 16 + g + i / 2 * 8] =
+            acc[m][n][i];
+  __syncthreads();
+
+  float* partial = p.workspace + job.partial;
+  const std::int64_t part = static_cast<std::int64_t>(p.rows) * job.out;
+  if (job.splits > 1) {
+    for (int i = thread; i < T::kOutTile * T::kRowTile; i += T::kThreads) {
+      const int output = output0 + i % T::kOutTile, row = row0 + i / T::kOutTile;
+      if (output < job.out && row < p.rows)
+        partial[split * part + static_cast<std::int64_t>(row) * job.out + output] =
+            sums[i / T::kOutTile * kPitch + i % T::kOutTile];
+    }
+    __syncthreads();
+    if (thread == 0) {
+      unsigned* counter = p.tickets + job.first_ticket + tile;
+      last = take_ticket(counter) + 1 == static_cast<unsigned>(job.splits);
+      if (last) *counter = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+  }
+  for (int i = thread; i < T::kOutTile * T::kRowTile; i += T::kThreads) {
+    const int output = output0 + i % T::kOutTile, row = row0 + i / T::kOutTile;
+    if (output >= job.out || row >= p.rows) continue;
+    float sum = 0.0f;
+    if (job.splits == 1)
+      sum = sums[i / T::kOutTile * kPitch + i % T::kOutTile];
+    else
+      for (int s = 0; s < job.splits; ++s)
+        sum += partial[s * part + static_cast<std::int64_t>(row) * job.out + output];
+    sum /= job.x_scale;
+    if constexpr (Codec::kQuantised) {
+      InputSums sums = {0.0f, 0.0f, 0.0f};
+      if (job.sums != nullptr)
+        sums = {job.sums[row * 3], job.sums[row * 3 + 1], job.sums[row * 3 + 2]};
+      sum = dequantise(job, output, sum, sums);
+    }
+    store_output(job, row, output, sum);
+  }
+}
+
+/// The ring, or the sums that take its place.
+template <class Codec, class T>
+constexpr unsigned kSharedBytes = T::kStages * Stage<Codec, T>::kBytes >
+                                          (T::kOutTile + 4) * T::kRowTile * 4
+                                      ? T::kStages* Stage<Codec, T>::kBytes
+                                      : (T::kOutTile + 4) * T::kRowTile * 4;
+
+template <class Codec, class T>
+void launch(Launch& out, const LinearParams& p, int blocks) {
+  make_launch(out, gemm_kernel<Codec, T>, static_cast<unsigned>(blocks), 1, 1,
+              static_cast<unsigned>(T::kThreads), kSharedBytes<Codec, T>, p);
+}
+
+template <class Codec>
+void choose(Launch& out, const LinearParams& p, int blocks) {
+  if (p.rows <= Small16::kRowTile) return launch<Codec, Small16>(out, p, blocks);
+  if (p.rows <= Small32::kRowTile) return launch<Codec, Small32>(out, p, blocks);
+  if (p.rows <= Small64::kRowTile) return launch<Codec, Small64>(out, p, blocks);
+  return launch<Codec, Large>(out, p, blocks);
+}
+
+template <class T>
+GemmShape shape(Codec codec) {
+  return {T::kOutTile, T::kRowTile, codec == Codec::u4 ? 128 : 64};
+}
+
+}  // namespace
+
+GemmShape gemm_shape(Codec codec, int rows) {
+  if (rows <= Small16::kRowTile) return shape<Small16>(codec);
+  if (rows <= Small32::kRowTile) return shape<Small32>(codec);
+  if (rows <= Small64::kRowTile) return shape<Small64>(codec);
+  return shape<Large>(codec);
+}
+
+void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks) {
+  switch (codec) {
+    case Codec::bf16:
+      return choose<Bf16Codec>(out, p, blocks);
+    case Codec::u8:
+      return choose<U8Codec>(out, p, blocks);
+    case Codec::u4:
+      return choose<U4Codec>(out, p, blocks);
+    default:
+      return choose<F16Codec>(out, p, blocks);
+  }
+}
+
+}  // namespace wkv::cuda

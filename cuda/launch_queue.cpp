@@ -1,0 +1,92 @@
+#include "cuda/launch_queue.h"
+
+#include <algorithm>
+
+namespace wkv::cuda {
+namespace {
+
+constexpr std::size_t kMinGraph = 8;  // fewer launches are not worth a capture
+constexpr std::size_t kMaxSeen = 64;  // lists remembered; a graph of 250 launches is about 1 MB
+
+}  // namespace
+
+void LaunchList::push(const Launch& launch) {
+  const std::size_t at = bytes_.size();
+  const std::size_t params = padded(launch.header.params_bytes);
+  bytes_.resize(at + kHeaderBytes + params);  // zero-filled: padding compares equal
+  std::memcpy(bytes_.data() + at, &launch.header, sizeof launch.header);
+  std::memcpy(bytes_.data() + at + kHeaderBytes, launch.params.data(), launch.header.params_bytes);
+  ++count_;
+}
+
+std::uint64_t LaunchList::hash() const noexcept {
+  std::uint64_t h = 0xcbf29ce484222325u;
+  for (std::size_t i = 0; i + sizeof h <= bytes_.size(); i += sizeof h) {
+    std::uint64_t word;
+    std::memcpy(&word, bytes_.data() + i, sizeof word);
+    h = (h ^ word) * 0x9e3779b97f4a7c15u;
+    h ^= h >> 32;
+  }
+  return h;
+}
+
+void LaunchQueue::start(bool defer) {
+  flush();
+  defer_ = defer;
+}
+
+void LaunchQueue::push(const Launch& launch) {
+  if (defer_)
+    pending_.push(launch);
+  else
+    device_.launch(launch.header, launch.params.data());
+}
+
+void LaunchQueue::run_all() {
+  pending_.each([&](const LaunchHeader& h, const void* params) { device_.launch(h, params); });
+  pending_.clear();
+}
+
+void LaunchQueue::make_room() {
+  if (seen_.size() < kMaxSeen) return;
+  const auto oldest = std::min_element(
+      seen_.begin(), seen_.end(),
+      [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; });
+  if (oldest->second.graph) --graphs_;
+  seen_.erase(oldest);
+}
+
+void LaunchQueue::flush() {
+  if (pending_.size() == 0) return;
+  if (pending_.size() < kMinGraph) return run_all();
+  const std::uint64_t hash = pending_.hash();
+  auto found = seen_.find(hash);
+  if (found == seen_.end() || !(found->second.list == pending_)) {
+    if (found == seen_.end()) make_room();
+    Seen& seen = seen_[hash];
+    if (seen.graph) --graphs_;
+    seen = {};
+    seen.list = pending_;
+    seen.last_use = ++uses_;
+    return run_all();
+  }
+  Seen& seen = found->second;
+  seen.last_use = ++uses_;
+  if (!seen.graph && !seen.refused) {
+    seen.graph = device_.capture(pending_);
+    seen.refused = !seen.graph;
+    graphs_ += seen.graph ? 1 : 0;
+  }
+  if (!seen.graph) return run_all();
+  pending_.clear();
+  ++replays_;
+  device_.replay(*seen.graph);
+}
+
+void LaunchQueue::reset() noexcept {
+  pending_.clear();
+  seen_.clear();
+  graphs_ = 0;
+}
+
+}  // namespace wkv::cuda

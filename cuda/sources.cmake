@@ -1,0 +1,23 @@
+# What the plugin and the tests' host shim both compile.
+set(_wkv_cuda "${PROJECT_SOURCE_DIR}/cuda")
+set(WKV_CUDA_KERNELS
+  ${_wkv_cuda}/elementwise.cu
+  ${_wkv_cuda}/gemm.cu
+  ${_wkv_cuda}/history.cu
+  ${_wkv_cuda}/linear_f32.cu
+  ${_wkv_cuda}/norm.cu
+  ${_wkv_cuda}/skinny.cu
+  ${_wkv_cuda}/wkv.cu)
+set(WKV_CUDA_HOST
+  ${_wkv_cuda}/cuda_backend.cpp
+  ${_wkv_cuda}/cuda_history.cpp
+  ${_wkv_cuda}/cuda_linear.cpp
+  ${_wkv_cuda}/cuda_quantised.cpp
+  ${_wkv_cuda}/cuda_weights.cpp
+  ${_wkv_cuda}/launch_queue.cpp
+  ${_wkv_cuda}/pack.cpp
+  "${PROJECT_SOURCE_DIR}/cpp/src/core/buffer.cpp"
+  "${PROJECT_SOURCE_DIR}/cpp/src/core/cpu_set.cpp"
+  "${PROJECT_SOURCE_DIR}/cpp/src/core/dtype.cpp"
+  "${PROJECT_SOURCE_DIR}/cpp/src/core/thread_pool.cpp"
+  "${PROJECT_SOURCE_DIR}/cpp/src/ops/quantize.cpp")
