@@ -1,0 +1,215 @@
+"""States of token prefixes that were read before, so that they are not read again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .model import Model
+from .state import State
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["CacheStats", "PrefixCache"]
+
+_HEADER_BYTES = 40  # of a state blob, up to its position: version, fingerprint, size
+_Key = tuple[int, str]  # number of tokens, digest of them
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a cache did.
+
+    Attributes:
+        hits: Look-ups that found a prefix.
+        misses: Look-ups that found none.
+        tokens_saved: Tokens that did not have to be read.
+        states: States in memory now.
+        nbytes: Memory they take.
+    """
+
+    hits: int
+    misses: int
+    tokens_saved: int
+    states: int
+    nbytes: int
+
+
+class PrefixCache:
+    """From the tokens of a text to the state after the longest part of it that is known.
+
+    A state has a fixed size, so that a document of any length costs as much as one word; reading
+    it once serves every question about it. States are copied on the way in and out. Thread-safe.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        max_bytes: int = 1 << 30,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Makes an empty cache, or opens one on disk.
+
+        Args:
+            model: Whose states these are.
+            max_bytes: Memory for states; beyond it the least recently used ones are dropped.
+            directory: Where states are kept as well, without limit. Several models and processes
+                may share one.
+        """
+        self._model = model
+        self._max_bytes = max_bytes
+        self._states: OrderedDict[_Key, State] = OrderedDict()
+        self._nbytes = 0
+        self._lengths: dict[int, int] = {}  # how many states have so many tokens
+        self._disk: set[_Key] = set()
+        self._hits = self._misses = self._saved = 0
+        self._lock = threading.Lock()
+        self._directory: Path | None = None
+        if directory is not None:
+            header = model.new_state().to_bytes()[:_HEADER_BYTES]
+            self._directory = Path(directory) / hashlib.blake2b(header, digest_size=8).hexdigest()
+            self._directory.mkdir(parents=True, exist_ok=True)
+            for file in self._directory.glob("*-*.state"):
+                length, _, digest = file.stem.partition("-")
+                if length.isdecimal():
+                    self._disk.add((int(length), digest))
+                    self._count(int(length), 1)
+
+    def put(self, ids: Sequence[int], state: State) -> None:
+        """Keeps a copy of the state that has read exactly ``ids``.
+
+        Raises:
+            ValueError: The state has read another number of tokens.
+        """
+        if state.position != len(ids):
+            raise ValueError(
+                f"[cache] the state has read {state.position} tokens, not these {len(ids)}"
+            )
+        key = (len(ids), _digests(ids, [len(ids)])[0])
+        copy = state.copy()
+        if self._directory is not None:
+            copy.save(self._file(key))
+        with self._lock:
+            if self._directory is not None and key not in self._disk:
+                self._disk.add(key)
+                self._count(key[0], 1)
+            self._insert(key, copy)
+
+    def get(self, ids: Sequence[int]) -> tuple[State, int]:
+        """The state after the longest known prefix of ``ids``, and the length of that prefix.
+
+        A fresh state and 0 if none is known. The state is the caller's own.
+        """
+        with self._lock:
+            lengths = sorted(n for n in self._lengths if n <= len(ids))
+        for length, digest in zip(reversed(lengths), reversed(_digests(ids, lengths)), strict=True):
+            state = self._find((length, digest))
+            if state is not None:
+                with self._lock:
+                    self._hits += 1
+                    self._saved += length
+                return state, length
+        with self._lock:
+            self._misses += 1
+        return self._model.new_state(), 0
+
+    def forward(self, ids: Sequence[int]) -> tuple[NDArray[np.float32], State]:
+        """Reads ``ids`` from the beginning, as far as that is not known yet, and keeps the state.
+
+        Args:
+            ids: Token ids of the whole text, at least one.
+
+        Returns:
+            Logits of the last token ``[V]``, and the state. Logits are not part of a state, so at
+            least one token is always read.
+        """
+        ids = list(ids)
+        state, known = self.get(ids[:-1])
+        logits = self._model.forward(ids[known:], state)
+        self.put(ids, state)
+        return logits, state
+
+    def clear(self) -> None:
+        """Drops the states in memory; those on disk stay."""
+        with self._lock:
+            for length, _ in self._states:
+                self._count(length, -1)
+            self._states.clear()
+            self._nbytes = 0
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    @property
+    def stats(self) -> CacheStats:
+        """What it did so far."""
+        with self._lock:
+            return CacheStats(
+                self._hits, self._misses, self._saved, len(self._states), self._nbytes
+            )
+
+    def _file(self, key: _Key) -> Path:
+        assert self._directory is not None
+        return self._directory / f"{key[0]}-{key[1]}.state"
+
+    def _find(self, key: _Key) -> State | None:
+        with self._lock:
+            state = self._states.get(key)
+            if state is not None:
+                self._states.move_to_end(key)
+                return state.copy()
+            if key not in self._disk:
+                return None
+        try:
+            state = self._model.load_state(self._file(key))
+        except (OSError, ValueError):  # removed or damaged meanwhile: as if it had not been there
+            with self._lock:
+                if key in self._disk:
+                    self._disk.discard(key)
+                    self._count(key[0], -1)
+            return None
+        with self._lock:
+            self._insert(key, state.copy())
+        return state
+
+    def _insert(self, key: _Key, state: State) -> None:
+        old = self._states.pop(key, None)
+        if old is not None:
+            self._nbytes -= old.nbytes
+        else:
+            self._count(key[0], 1)
+        self._states[key] = state
+        self._nbytes += state.nbytes
+        while self._nbytes > self._max_bytes and self._states:
+            (length, _), dropped = self._states.popitem(last=False)
+            self._nbytes -= dropped.nbytes
+            self._count(length, -1)
+
+    def _count(self, length: int, by: int) -> None:
+        count = self._lengths.get(length, 0) + by
+        if count > 0:
+            self._lengths[length] = count
+        else:
+            self._lengths.pop(length, None)
+
+
+def _digests(ids: Sequence[int], lengths: Sequence[int]) -> list[str]:
+    """Digests of the prefixes of the given ascending lengths, in one pass over the ids."""
+    data = memoryview(array("i", ids)).cast("B")
+    hasher = hashlib.blake2b(digest_size=16)
+    result = []
+    done = 0
+    for length in lengths:
+        hasher.update(data[4 * done : 4 * length])
+        done = length
+        result.append(hasher.hexdigest())
+    return result

@@ -1,0 +1,218 @@
+"""The memory of one stream of tokens, as a value."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from . import _core
+
+__all__ = ["State"]
+
+# A state file is the native blob; recorded tokens follow it as int32, their number (uint64) and
+# this mark, so that a file without tokens is exactly State.to_bytes().
+_TOKENS_MARK = b"WKVTOKNS"
+_TOKENS_TAIL = struct.Struct("<Q8s")
+
+
+def with_tokens(blob: bytes, tokens: Iterable[int] | None) -> bytes:
+    """The blob, with the tokens behind it if there are any to keep."""
+    if tokens is None:
+        return blob
+    ids = list(tokens)
+    return b"".join(
+        [blob, struct.pack(f"<{len(ids)}i", *ids), _TOKENS_TAIL.pack(len(ids), _TOKENS_MARK)]
+    )
+
+
+def split_tokens(data: bytes) -> tuple[bytes, list[int] | None]:
+    """The inverse of :func:`with_tokens`."""
+    if not data.endswith(_TOKENS_MARK) or len(data) < _TOKENS_TAIL.size:
+        return data, None
+    count, _ = _TOKENS_TAIL.unpack_from(data, len(data) - _TOKENS_TAIL.size)
+    start = len(data) - _TOKENS_TAIL.size - 4 * count
+    if start < 0:
+        raise ValueError(
+            f"[state] the file says {count} tokens follow, but has only {len(data)} bytes"
+        )
+    return data[:start], list(struct.unpack_from(f"<{count}i", data, start))
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file whole or not at all: a crash at any moment leaves the old one."""
+    target = Path(path)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+class State:
+    """Everything a model knows of the tokens it has read.
+
+    Made by :meth:`Model.new_state`, :meth:`Model.load_state` or :meth:`copy`. A value of fixed
+    size: copying it branches the conversation, saving it keeps it. ``forward`` advances the state
+    that it is given. One call may use a state at a time; a second raises ``ValueError``.
+
+    States can be copied with :mod:`copy` and pickled. A state that comes out of a pickle does not
+    know its model yet: the first ``forward`` with it binds it, until then its parts are unreadable.
+    """
+
+    __slots__ = ("_blob", "_names", "_native", "_position", "_tokens")
+
+    _native: _core.State | None  # None until a state out of a pickle meets its model
+    _tokens: list[int] | None  # what was read, if that is recorded
+    _blob: bytes  # these three describe a state without a model
+    _position: int
+    _names: list[str]
+
+    def __init__(self, *_: object) -> None:
+        raise TypeError("states come from Model.new_state(), load_state() or State.copy()")
+
+    @classmethod
+    def _wrap(cls, native: _core.State, tokens: list[int] | None = None) -> State:
+        self = object.__new__(cls)
+        self._native = native
+        self._tokens = tokens
+        return self
+
+    @classmethod
+    def _detached(
+        cls, blob: bytes, position: int, names: list[str], tokens: list[int] | None
+    ) -> State:
+        self = object.__new__(cls)
+        self._native = None
+        self._blob = blob
+        self._position = position
+        self._names = names
+        self._tokens = tokens
+        return self
+
+    def _bound(self) -> _core.State:
+        if self._native is None:
+            raise ValueError(
+                "[state] this state came out of a pickle and has no model yet: "
+                "call model.state_from_bytes(state.to_bytes()), or forward with it"
+            )
+        return self._native
+
+    def _bind(self, model: _core.Model) -> _core.State:
+        """The native state; one from a pickle becomes a state of `model`."""
+        if self._native is None:
+            self._native = model.state_from_bytes(self._blob)
+            self._blob = b""
+        return self._native
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+        return self._position if self._native is None else self._native.position
+
+    @property
+    def tokens(self) -> list[int] | None:
+        """The tokens that made this state, if it records them (``new_state(record=True)``)."""
+        return None if self._tokens is None else list(self._tokens)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory the numbers take on the model's device."""
+        return len(self._blob) if self._native is None else self._native.size_bytes
+
+    def keys(self) -> list[str]:
+        """Names of the parts, such as ``"blocks.3.att.wkv"``, in the order of the layers."""
+        if self._native is None:
+            return list(self._names)
+        return [name for name, _ in self._native.parts()]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a part.
+
+        Raises:
+            KeyError: There is no such part.
+        """
+        for part, shape in self._bound().parts():
+            if part == name:
+                return shape
+        raise KeyError(name)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """A copy of a part, float32, in the orientation of the official code.
+
+        Raises:
+            KeyError: There is no such part.
+        """
+        return self._bound().get(name)
+
+    def __setitem__(self, name: str, value: ArrayLike) -> None:
+        """Overwrites a part; the value must have its shape.
+
+        Raises:
+            KeyError: There is no such part.
+            ValueError: The shape is another, or a call is using the state.
+        """
+        self._bound().set(name, value)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def copy(self) -> State:
+        """An independent state with the same content (one memcpy)."""
+        tokens = None if self._tokens is None else list(self._tokens)
+        if self._native is None:
+            return State._detached(self._blob, self._position, self._names, tokens)
+        return State._wrap(self._native.copy(), tokens)
+
+    def assign(self, other: State) -> None:
+        """Takes over the content of another state of the same model, tokens included."""
+        self._native = other._bound().copy()
+        self._tokens = None if other._tokens is None else list(other._tokens)
+
+    def fork(self, n: int) -> list[State]:
+        """``n`` independent copies, e.g. to sample several continuations of one prompt."""
+        return [self.copy() for _ in range(n)]
+
+    def to_bytes(self) -> bytes:
+        """The state as bytes: magic, fingerprint of the layout, position, little-endian float32.
+
+        The same on every device. Read back by :meth:`Model.state_from_bytes`.
+        """
+        return self._blob if self._native is None else self._native.to_bytes()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the state, and its tokens if it records them, to a file.
+
+        The file appears whole or not at all. Read back by :meth:`Model.load_state`.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_atomic(path, with_tokens(self.to_bytes(), self._tokens))
+
+    def __copy__(self) -> State:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> State:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (State._detached, (self.to_bytes(), self.position, self.keys(), self.tokens))
+
+    def __repr__(self) -> str:
+        return f"<wkv.State position={self.position} parts={len(self.keys())}>"
