@@ -1,0 +1,41 @@
+// Measures the read bandwidth of this machine in a process of its own.
+#pragma once
+
+#include <sys/types.h>
+
+#include <vector>
+
+#include "figure.h"
+
+namespace wkv::bench {
+
+/// GB/s (10^9 bytes) of all threads together, one sample per tenth of a second; negative where
+/// another process took a CPU away meanwhile.
+struct BandwidthSamples {
+  std::vector<double> plain;
+  std::vector<double> prefetching;
+
+  /// Of the faster loop, disturbed samples left out while others remain.
+  Figure best() const;
+};
+
+/// A child process that measures on request. It is forked before any thread exists; its buffer
+/// (1 GiB or more) does not count to the memory of the process that benchmarks a model.
+class BandwidthProbe {
+ public:
+  /// Throws std::runtime_error if the system refuses a pipe or a process.
+  BandwidthProbe();
+  ~BandwidthProbe();
+  BandwidthProbe(const BandwidthProbe&) = delete;
+  BandwidthProbe& operator=(const BandwidthProbe&) = delete;
+
+  /// Appends half a second of samples of each loop, read by `threads` threads.
+  void measure(int threads, BandwidthSamples& samples);
+
+ private:
+  pid_t child_ = -1;
+  int to_child_ = -1;
+  int from_child_ = -1;
+};
+
+}  // namespace wkv::bench

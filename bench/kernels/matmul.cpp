@@ -1,0 +1,245 @@
+// Checks the products of CpuBackend::linear against float64, then times them beside the roofs of
+// this machine:  bench_matmul [--isa NAME] [--threads N] [--dtype NAME] [--rows A,B,..]
+//                [--shape OUTxIN] [--check] [--seconds S]
+// Memory traffic is real: every repetition uses another of enough matrices to overflow the caches.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "core/check.h"
+#include "core/dtype.h"
+#include "cpu/cpu_backend.h"
+#include "cpu/isa.h"
+#include "kernels/roof.h"
+#include "ops/quantize.h"
+
+namespace wkv::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct Settings {
+  std::string isa;
+  int threads = usable_cores();
+  std::vector<DType> dtypes = {DType::f32, DType::f16, DType::bf16};
+  std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256};
+  int out = 2048, in = 2048;
+  bool check_only = false;
+  double seconds = 0.3;
+};
+
+/// Matrices of one shape and dtype with random elements, adopted by a backend.
+class Weights {
+ public:
+  Weights(cpu::CpuBackend& backend, int out, int in, DType dtype, int count) {
+    std::mt19937 random(1);
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    const auto n = static_cast<std::size_t>(out) * static_cast<std::size_t>(in);
+    const DType stored = dtype_size(dtype) == 0 ? DType::bf16 : dtype;
+    for (int c = 0; c < count; ++c) {
+      const Buffer data = allocate_host(n * dtype_size(stored));
+      if (c == 0) {
+        for (std::size_t i = 0; i < n; ++i) {
+          const float value = uniform(random) / std::sqrt(static_cast<float>(in));
+          if (stored == DType::f32)
+            static_cast<float*>(data.data())[i] = value;
+          else
+            static_cast<std::uint16_t*>(data.data())[i] =
+                stored == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
+        }
+        first_ = data;
+      } else {
+        std::memcpy(data.data(), first_.data(), data.bytes());
+      }
+      HostTensor tensor{data.data(), stored, {out, in}, std::make_shared<Buffer>(data)};
+      matrices.push_back(backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_));
+    }
+    stored_ = stored;
+  }
+
+  float element(std::size_t i) const { return element_as_f32(first_.data(), stored_, i); }
+
+  std::vector<Matrix> matrices;
+
+ private:
+  Buffer first_;
+  DType stored_ = DType::f32;
+  std::vector<std::shared_ptr<const void>> keep_;
+};
+
+std::vector<float> random_floats(std::size_t n, unsigned seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<float> v(n);
+  for (float& x : v) x = uniform(random);
+  return v;
+}
+
+Tensor view(std::vector<float>& data, int rows, int cols) {
+  return {nullptr, data.data(), rows, cols, cols, DType::f32};
+}
+
+/// The largest |error| / (eps sum |w x|) over all outputs; eps is that of fp32.
+double check(cpu::CpuBackend& backend, int out, int in, int rows, DType dtype) {
+  const Weights weights(backend, out, in, dtype, 1);
+  auto x = random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(in), 2);
+  std::vector<float> y(static_cast<std::size_t>(rows) * static_cast<std::size_t>(out), NAN);
+  const LinearJob job{view(y, rows, out), view(x, rows, in), weights.matrices.data(), {}};
+  backend.linear({&job, 1});
+  double worst = 0;
+  for (int m = 0; m < rows; ++m)
+    for (int j = 0; j < out; ++j) {
+      double exact = 0, magnitude = 1e-30;
+      for (int k = 0; k < in; ++k) {
+        const double term = static_cast<double>(weights.element(static_cast<std::size_t>(j) *
+                                                                    static_cast<std::size_t>(in) +
+                                                                static_cast<std::size_t>(k))) *
+                            x[static_cast<std::size_t>(m * in + k)];
+        exact += term;
+        magnitude += std::abs(term);
+      }
+      const double error = std::abs(y[static_cast<std::size_t>(m * out + j)] - exact);
+      worst = std::max(worst, error / (magnitude * 0x1p-24));
+      if (!(error >= 0)) return INFINITY;
+    }
+  return worst;
+}
+
+double cpu_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+/// Median seconds of one product over the samples of 4 ms that no other process disturbed (all
+/// threads had 97 % of a CPU), and how many of them there were; the fastest tenth if there were
+/// none.
+std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weights, int rows,
+                                   int threads, double seconds) {
+  const Matrix& w = weights.matrices[0];
+  auto x = random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.in), 3);
+  std::vector<float> y(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.out));
+  std::vector<double> clean, all;
+  std::size_t next = 0;
+  const auto start = Clock::now();
+  const auto since = [](Clock::time_point t) {
+    return std::chrono::duration<double>(Clock::now() - t).count();
+  };
+  while (all.size() < 5 || since(start) < seconds) {
+    const auto begin = Clock::now();
+    const double cpu = cpu_seconds();
+    double elapsed = 0;
+    int n = 0;
+    for (; elapsed < 0.004; elapsed = since(begin), ++n) {
+      const LinearJob job{view(y, rows, w.out),
+                          view(x, rows, w.in),
+                          &weights.matrices[next++ % weights.matrices.size()],
+                          {}};
+      backend.linear({&job, 1});
+    }
+    all.push_back(elapsed / n);
+    if (cpu_seconds() - cpu > 0.97 * elapsed * threads) clean.push_back(elapsed / n);
+  }
+  const int undisturbed = static_cast<int>(clean.size());
+  std::vector<double>& samples = clean.empty() ? all : clean;
+  std::sort(samples.begin(), samples.end());
+  return {samples[clean.empty() ? samples.size() / 10 : samples.size() / 2], undisturbed};
+}
+
+double weight_bytes(const Matrix& w) {
+  if (w.bytes > 0) return static_cast<double>(w.bytes);
+  return static_cast<double>(w.out) * w.in * static_cast<double>(dtype_size(w.dtype));
+}
+
+void run(const Settings& s) {
+  cpu::CpuBackend backend(s.threads, cpu::select_isa(s.isa.c_str()));
+  std::printf("%s\n", backend.name().c_str());
+  for (const DType dtype : s.dtypes) {
+    if (quantize::is_quantized(dtype)) continue;  // tests/ops/test_quantize.py checks those
+    double worst = 0;
+    for (const auto& [out, in] : {std::pair{256, s.in}, {67, 131}, {5, 33}, {33, 768}, {1, 1}})
+      for (const int rows : {1, 2, 3, 5, 7, 11, 17, 33})
+        worst = std::max(worst, check(backend, out, in, rows, dtype));
+    std::printf("%s: largest error %.2f eps sum|w x|\n", std::string(dtype_name(dtype)).c_str(),
+                worst);
+  }
+  if (s.check_only) return;
+
+  const std::string isa = backend.name().find("avx512") != std::string::npos ? "avx512"
+                          : backend.name().find("avx2") != std::string::npos ? "avx2"
+                                                                             : "generic";
+  const double bandwidth = read_bandwidth(s.threads, s.seconds * 2);
+  const double peak = fma_peak(isa.c_str(), s.threads, s.seconds);
+  std::printf("roofs: read %.2f GB/s, fma %.0f GFLOP/s\n", bandwidth / 1e9, peak / 1e9);
+  std::printf("%-6s %5s %9s %8s %6s %9s %6s %7s\n", "dtype", "rows", "us", "GB/s", "share",
+              "GFLOP/s", "share", "samples");
+  for (const DType dtype : s.dtypes) {
+    const double bytes = static_cast<double>(s.out) * s.in * 2;
+    const Weights weights(backend, s.out, s.in, dtype, static_cast<int>(400e6 / bytes) + 1);
+    for (const int rows : s.rows) {
+      const auto [t, samples] = time_linear(backend, weights, rows, s.threads, s.seconds);
+      const double gbs = weight_bytes(weights.matrices[0]) / t;
+      const double flops = 2.0 * rows * s.out * s.in / t;
+      std::printf("%-6s %5d %9.1f %8.2f %5.1f%% %9.1f %5.1f%% %7d\n",
+                  std::string(dtype_name(dtype)).c_str(), rows, t * 1e6, gbs / 1e9,
+                  100 * gbs / bandwidth, flops / 1e9, 100 * flops / peak, samples);
+      std::fflush(stdout);
+    }
+  }
+  std::printf("roofs again: read %.2f GB/s\n", read_bandwidth(s.threads, s.seconds) / 1e9);
+}
+
+Settings parse(int argc, char** argv) {
+  Settings s;
+  for (int i = 1; i < argc; ++i) {
+    const std::string option = argv[i];
+    if (option == "--check") {
+      s.check_only = true;
+      continue;
+    }
+    WKV_CHECK(i + 1 < argc, invalid_argument, option, " wants a value");
+    const std::string value = argv[++i];
+    if (option == "--isa") {
+      s.isa = value;
+    } else if (option == "--threads") {
+      s.threads = std::atoi(value.c_str());
+    } else if (option == "--dtype") {
+      s.dtypes = {parse_dtype(value)};
+    } else if (option == "--seconds") {
+      s.seconds = std::atof(value.c_str());
+    } else if (option == "--shape") {
+      WKV_CHECK(std::sscanf(value.c_str(), "%dx%d", &s.out, &s.in) == 2, invalid_argument,
+                "--shape wants OUTxIN");
+    } else if (option == "--rows") {
+      s.rows.clear();
+      std::stringstream list(value);
+      for (std::string item; std::getline(list, item, ',');)
+        s.rows.push_back(std::atoi(item.c_str()));
+    } else {
+      fail(ErrorCode::invalid_argument, "unknown option ", option);
+    }
+  }
+  return s;
+}
+
+}  // namespace
+}  // namespace wkv::bench
+
+int main(int argc, char** argv) {
+  try {
+    wkv::bench::run(wkv::bench::parse(argc, argv));
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "bench_matmul: %s\n", e.what());
+    return 1;
+  }
+}

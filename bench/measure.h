@@ -1,0 +1,47 @@
+// Runs a model and times it. Only the public interface of the library is used.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "bandwidth.h"
+#include "figure.h"
+#include "options.h"
+#include "wkv/wkv.hpp"
+
+namespace wkv::bench {
+
+struct BatchResult {
+  int rows = 0;
+  Figure tok_s;  ///< of all streams together
+};
+
+struct Result {
+  std::string model;  ///< the file's path or the synthetic model's description
+  ModelInfo info;
+  std::string backend;
+  std::string device;
+  std::string dtype;
+  std::string isa;
+  int threads = 0;
+  int decode_tokens = 0;
+  int prefill_tokens = 0;
+
+  Figure load_s;
+  Figure first_token_s;  ///< the first token after loading: page faults included
+  Figure decode_tok_s;
+  Figure prefill_tok_s;
+  std::vector<BatchResult> batch;
+  Figure peak_rss_bytes;
+  Figure weight_bytes_per_token;
+  Figure read_bandwidth_gb_s;  ///< of the faster loop, before and after the model ran
+  Figure bandwidth_fraction;   ///< decode_tok_s * weight_bytes_per_token / median bandwidth
+  Figure cpu_share;            ///< CPU time / (wall time * threads) while decoding: below 0.97
+                               ///< somebody else used the machine
+};
+
+/// Throws wkv::Error, std::runtime_error.
+Result measure(const BenchOptions& options, BandwidthProbe& probe);
+
+}  // namespace wkv::bench
