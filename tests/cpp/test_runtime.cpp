@@ -1,0 +1,207 @@
+// Model and State through the public interface: states as values, transactions, threads.
+#include <doctest/doctest.h>
+
+#include <atomic>
+#include <cstring>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "wkv/wkv.hpp"
+
+namespace {
+
+using wkv::ErrorCode;
+using wkv::Logits;
+using wkv::Model;
+using wkv::Request;
+using wkv::State;
+using wkv::Token;
+
+Model small_model(const char* spec = "v7:2x128:97", int threads = 2, int max_rows = 0) {
+  wkv::Options options;
+  options.device = "cpu";
+  options.threads = threads;
+  options.max_rows = max_rows;
+  return Model::load(wkv::synthetic_checkpoint(spec, wkv::DType::f32), options);
+}
+
+std::vector<Token> some_tokens(std::size_t n, int vocab = 97) {
+  std::vector<Token> tokens(n);
+  for (std::size_t i = 0; i < n; ++i)
+    tokens[i] = static_cast<Token>((i * 31 + 7) % static_cast<std::size_t>(vocab));
+  return tokens;
+}
+
+std::vector<float> last_logits(Model& model, std::span<const Token> tokens, State& state) {
+  std::vector<float> logits(static_cast<std::size_t>(model.info().n_vocab));
+  model.forward(tokens, state, logits);
+  return logits;
+}
+
+template <class F>
+ErrorCode code_of(F f) {
+  try {
+    f();
+  } catch (const wkv::Error& e) {
+    return e.code();
+  }
+  return ErrorCode::internal;
+}
+
+}  // namespace
+
+TEST_CASE("a copied state goes its own way") {
+  Model model = small_model();
+  State a = model.new_state();
+  last_logits(model, some_tokens(5), a);
+  State b = a;
+  const auto one = last_logits(model, some_tokens(3), a);
+  CHECK(b.position() == 5);
+  const auto two = last_logits(model, some_tokens(3), b);
+  CHECK(one == two);
+  CHECK(a.to_bytes() == b.to_bytes());
+}
+
+TEST_CASE("state parts go out and in") {
+  for (const char* spec : {"v4:2x64:50", "v5.2:2x128:50", "v6:2x128:50", "v7:2x128:50"}) {
+    Model model = small_model(spec);
+    State a = model.new_state();
+    last_logits(model, some_tokens(4, 50), a);
+    State b = model.new_state();
+    for (const wkv::StatePart& part : a.parts()) {
+      std::size_t n = 1;
+      for (const auto d : part.shape) n *= static_cast<std::size_t>(d);
+      std::vector<float> values(n);
+      a.get(part.name, values);
+      b.set(part.name, values);
+    }
+    CHECK(last_logits(model, some_tokens(2, 50), a) == last_logits(model, some_tokens(2, 50), b));
+    std::vector<float> wrong(3);
+    CHECK(code_of([&] { a.get("blocks.0.ffn.shift", wrong); }) == ErrorCode::invalid_argument);
+    CHECK(code_of([&] { a.get("blocks.9.ffn.shift", wrong); }) == ErrorCode::invalid_argument);
+  }
+}
+
+TEST_CASE("state blobs: a round trip, and nothing else is accepted") {
+  Model model = small_model();
+  State a = model.new_state();
+  last_logits(model, some_tokens(6), a);
+  const std::vector<std::byte> blob = a.to_bytes();
+  State b = model.state_from_bytes(blob);
+  CHECK(b.position() == 6);
+  CHECK(last_logits(model, some_tokens(2), a) == last_logits(model, some_tokens(2), b));
+
+  for (std::size_t n = 0; n < 80; ++n)
+    CHECK(code_of([&] { model.state_from_bytes(std::span(blob).first(n)); }) ==
+          ErrorCode::invalid_argument);
+  for (std::size_t i = 0; i < blob.size(); i += i < 80 ? 1 : 997) {
+    if (i >= 40 && i < 48) continue;  // the position: any value is a position
+    if (i >= 56 && i < 64) continue;  // reserved
+    std::vector<std::byte> bad = blob;
+    bad[i] ^= std::byte{0x10};
+    CAPTURE(i);
+    CHECK(code_of([&] { model.state_from_bytes(bad); }) == ErrorCode::invalid_argument);
+  }
+  Model other = small_model("v7:3x128:97");
+  CHECK(code_of([&] { other.state_from_bytes(blob); }) == ErrorCode::invalid_argument);
+  Model older = small_model("v6:2x128:97");
+  CHECK(code_of([&] { older.state_from_bytes(blob); }) == ErrorCode::invalid_argument);
+}
+
+TEST_CASE("a cancelled forward leaves the state as it was") {
+  Model model = small_model("v7:2x128:97", 2, 8);
+  State state = model.new_state();
+  last_logits(model, some_tokens(3), state);
+  const auto before = state.to_bytes();
+  const std::vector<Token> tokens = some_tokens(500);
+  const Request request{.tokens = tokens, .state = &state, .want = Logits::none};
+  const wkv::ForwardOptions stop{
+      .progress = [](std::int64_t done, std::int64_t) { return done < 1; }};
+  CHECK(code_of([&] { model.forward({&request, 1}, {}, stop); }) == ErrorCode::cancelled);
+  CHECK(state.to_bytes() == before);
+  CHECK(state.position() == 3);
+  last_logits(model, some_tokens(2), state);  // and it is not locked
+}
+
+TEST_CASE("bad requests are refused and change nothing") {
+  Model model = small_model();
+  State state = model.new_state();
+  const auto before = state.to_bytes();
+  std::vector<float> logits(97);
+  const auto forward = [&](std::vector<Token> tokens) {
+    return code_of([&] { model.forward(tokens, state, logits); });
+  };
+  CHECK(forward({}) == ErrorCode::invalid_argument);
+  CHECK(forward({97}) == ErrorCode::invalid_argument);
+  CHECK(forward({1, -1}) == ErrorCode::invalid_argument);
+  const std::vector<Token> one{1};
+  const std::vector<Request> twice{{.tokens = one, .state = &state},
+                                   {.tokens = one, .state = &state}};
+  std::vector<float> two(2 * 97);
+  CHECK(code_of([&] { model.forward(twice, two); }) == ErrorCode::invalid_argument);
+  CHECK(code_of([&] { model.forward(twice, logits); }) == ErrorCode::invalid_argument);
+  State foreign = small_model("v7:3x128:97").new_state();
+  CHECK(code_of([&] { model.forward(one, foreign, logits); }) == ErrorCode::invalid_argument);
+  CHECK(state.to_bytes() == before);
+}
+
+TEST_CASE("hidden states and vectors in place of tokens") {
+  Model model = small_model();
+  State a = model.new_state();
+  const auto tokens = some_tokens(4);
+  const Request request{.tokens = tokens, .state = &a, .want = Logits::all};
+  std::vector<float> logits(4 * 97), hidden(2 * 4 * 128);
+  wkv::ForwardOptions options;
+  options.hidden_layers = {0, 2};
+  options.hidden = hidden;
+  model.forward({&request, 1}, logits, options);
+  CHECK(std::accumulate(hidden.begin(), hidden.end(), 0.0f) != 0.0f);
+
+  // the embedding rows themselves, given as vectors, are the same input
+  const auto source = wkv::synthetic_checkpoint("v7:2x128:97", wkv::DType::f32);
+  const wkv::HostTensor emb = source->get("emb.weight");
+  std::vector<float> vectors;
+  for (const Token t : tokens) {
+    const float* row = static_cast<const float*>(emb.data) + t * 128;
+    vectors.insert(vectors.end(), row, row + 128);
+  }
+  State b = model.new_state();
+  const Request by_vector{.tokens = {}, .state = &b, .want = Logits::all, .vectors = vectors};
+  std::vector<float> again(4 * 97);
+  model.forward({&by_vector, 1}, again);
+  CHECK(again == logits);
+}
+
+TEST_CASE("threads share a model, not a state") {
+  Model model = small_model();
+  const auto tokens = some_tokens(40);
+  State reference = model.new_state();
+  const auto expected = last_logits(model, tokens, reference);
+  std::atomic<int> wrong{0}, refused{0};
+  State shared = model.new_state();
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 4; ++i)
+    threads.emplace_back([&] {
+      for (int repeat = 0; repeat < 5; ++repeat) {
+        State own = model.new_state();
+        if (last_logits(model, tokens, own) != expected) ++wrong;
+        try {
+          last_logits(model, tokens, shared);
+        } catch (const wkv::Error& e) {
+          if (e.code() == ErrorCode::invalid_argument) ++refused;
+        }
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  CHECK(wrong == 0);
+  CHECK(shared.position() == (20 - refused) * 40);
+}
+
+TEST_CASE("a state outlives its model") {
+  auto model = std::make_unique<Model>(small_model());
+  State state = model->new_state();
+  model.reset();
+  State copy = state;
+  CHECK(copy.to_bytes() == state.to_bytes());
+}

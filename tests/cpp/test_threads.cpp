@@ -1,0 +1,125 @@
+// The pool: every index once per run, nothing lost over many runs, sleep and wake, more threads
+// than CPUs, forked children.
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "core/cpu_set.h"
+#include "core/thread_pool.h"
+#include "wkv/types.h"
+
+using wkv::ThreadPool;
+
+namespace {
+
+/// Runs `count` times; checks that every index was executed once per run and that writes of one run
+/// are seen by the next.
+void check_runs(ThreadPool& pool, int count) {
+  const auto n = static_cast<std::size_t>(pool.threads());
+  std::vector<std::int64_t> plain(n * 16);  // one cache line each, not atomic on purpose
+  std::int64_t total = 0;
+  for (int i = 0; i < count; ++i) {
+    auto add = [&](int index, int threads) noexcept {
+      if (threads == pool.threads()) plain[static_cast<std::size_t>(index) * 16] += 1 + i;
+    };
+    pool.run(add);
+    total += 1 + i;
+  }
+  for (std::size_t index = 0; index < n; ++index) CHECK(plain[index * 16] == total);
+}
+
+}  // namespace
+
+TEST_CASE("every index runs once per run") {
+  for (const int threads : {1, 2, 3, 8}) {
+    ThreadPool pool(threads);
+    CHECK(pool.threads() == threads);
+    check_runs(pool, 2000);
+  }
+}
+
+TEST_CASE("more threads than CPUs") {
+  ThreadPool pool(4 * wkv::schedulable_cpus() + 1);
+  check_runs(pool, 500);
+}
+
+TEST_CASE("workers that fell asleep wake up") {
+  ThreadPool pool(3);
+  std::mt19937 random(1);
+  for (int i = 0; i < 40; ++i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 400));
+    check_runs(pool, 1 + static_cast<int>(random() % 3));
+  }
+}
+
+TEST_CASE("uneven work: the run ends when the slowest index does") {
+  ThreadPool pool(3);
+  std::atomic<int> finished{0};
+  auto work = [&](int index, int) noexcept {
+    std::this_thread::sleep_for(std::chrono::milliseconds(index == 2 ? 5 : 0));
+    finished.fetch_add(1);
+  };
+  for (int i = 1; i <= 5; ++i) {
+    pool.run(work);
+    CHECK(finished.load() == 3 * i);
+  }
+}
+
+TEST_CASE("pools come and go") {
+  for (int i = 0; i < 50; ++i) {
+    ThreadPool pool(1 + i % 4);
+    if (i % 2 != 0) check_runs(pool, 3);
+  }
+}
+
+TEST_CASE("two pools side by side") {
+  std::thread other([] {
+    ThreadPool pool(2);
+    check_runs(pool, 1000);
+  });
+  ThreadPool pool(2);
+  check_runs(pool, 1000);
+  other.join();
+}
+
+#if !defined(__SANITIZE_THREAD__)
+TEST_CASE("a forked child runs every index itself") {
+  ThreadPool pool(3);
+  check_runs(pool, 10);
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    int mask = 0;
+    auto mark = [&](int index, int threads) noexcept { mask |= threads == 3 ? 1 << index : 64; };
+    {
+      ThreadPool lost(2);  // a pool of the child itself works as ever
+      auto nothing = [](int, int) noexcept {};
+      lost.run(nothing);
+    }
+    pool.run(mark);
+    _exit(mask == 7 ? 0 : 1);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+  check_runs(pool, 10);
+}
+#endif
+
+TEST_CASE("bad numbers of threads are refused") {
+  CHECK_THROWS_AS(ThreadPool(0), wkv::Error);
+  CHECK_THROWS_AS(ThreadPool(-3), wkv::Error);
+}
+
+TEST_CASE("usable cores are within what may be scheduled") {
+  CHECK(wkv::usable_cores() >= 1);
+  CHECK(wkv::usable_cores() <= wkv::schedulable_cpus());
+}

@@ -1,0 +1,212 @@
+"""Models on a CUDA device: against the official code's logits, float64, the CPU and themselves.
+
+They run where ``wkv.devices()`` has a usable CUDA device. The target ``wkv_cuda_shim``, named by
+``WKV_CUDA_PLUGIN``, provides one on any machine: the same kernels on fibres.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pytest
+import reference
+import wkv
+from models.goldens import GOLDENS, Golden
+from models.specs import SPECS
+from reference import Array
+from reference.files import round_to, write_safetensors
+from reference.random_weights import Spec, random_weights
+
+CUDA = [d for d in wkv.devices() if d.name.startswith("cuda")]
+if not any(d.usable for d in CUDA):
+    pytest.skip(f"no CUDA device: {[d.reason for d in CUDA]}", allow_module_level=True)
+
+ON_SHIM = any("shim" in d.description for d in CUDA)
+ONE_EACH = list({spec.version: spec for spec in SPECS}.values())
+GOLDEN_TOLERANCE = {"fp32": 5e-5, "fp16": 0.03, "bf16": 0.25}
+
+
+@cache
+def weights_at(index: int) -> dict[str, Array]:
+    return random_weights(SPECS[index])
+
+
+def weights_of(spec: Spec) -> dict[str, Array]:
+    return weights_at(SPECS.index(spec))
+
+
+class FileOf(Protocol):
+    def __call__(self, spec: Spec, dtype: str = "fp32") -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def file_of(tmp_path_factory: pytest.TempPathFactory) -> FileOf:
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def write(spec: Spec, dtype: str = "fp32") -> Path:
+        path = folder / f"{SPECS.index(spec)}-{dtype}.safetensors"
+        return path if path.exists() else write_safetensors(path, weights_of(spec), dtype)
+
+    return write
+
+
+@cache
+def load(path: Path, dtype: str = "auto", device: str = "cuda") -> wkv.Model:
+    try:
+        return wkv.Model.load(path, device=device, dtype=dtype)
+    except (wkv.UnsupportedError, wkv.ModelFormatError) as error:
+        if "does not run on cuda" in str(error):
+            pytest.skip(f"a model for the CPU alone: {error}")
+        try:
+            wkv.Model.load(path, device="cpu", dtype=dtype)
+        except (wkv.UnsupportedError, wkv.ModelFormatError):
+            pytest.skip(f"not on the CPU either: {error}")
+        raise
+
+
+def tokens_of(spec: Spec, n: int, seed: int = 0) -> list[int]:
+    n = min(n, spec.ctx_len) if spec.bounded else n
+    ids: list[int] = np.random.default_rng((n, seed)).integers(0, spec.n_vocab, n).tolist()
+    return ids
+
+
+def relative(got: Array, want: Array) -> float:
+    return float(np.abs(got - want).max() / max(1.0, float(np.abs(want).max())))
+
+
+def parts(state: wkv.State) -> dict[str, Array]:
+    return {name: np.asarray(state[name]) for name in list(state.keys())}
+
+
+def assert_parts(got: wkv.State, want: dict[str, Array], tolerance: float) -> None:
+    for name, part in want.items():
+        assert relative(np.asarray(got[name]), part) <= tolerance, name
+
+
+@pytest.mark.parametrize("dtype", list(GOLDEN_TOLERANCE))
+@pytest.mark.parametrize("golden", GOLDENS, ids=str)
+def test_golden(golden: Golden, dtype: str) -> None:
+    """The official code's logits and, in fp32, its state; prompt at once, then token by token."""
+    model = load(golden.model, dtype)
+    assert model.device == "cuda:0"
+    state = model.new_state()
+    tolerance = GOLDEN_TOLERANCE[dtype]
+    logits = model.forward(golden.prompt, state, logits="all")
+    assert np.abs(logits - golden.logits).max() <= tolerance
+    if dtype == "fp32":
+        for name, part in golden.state.items():
+            got = np.asarray(state[name])[: len(part)]
+            error = np.abs(got - part).max()
+            assert error <= 2e-5 * max(1.0, float(np.abs(part).max())), name
+    rows = np.stack([model.forward([t], state) for t in golden.continuation])
+    assert np.abs(rows - golden.logits_cont).max() <= tolerance
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_fp32_equals_float64(spec: Spec, file_of: FileOf) -> None:
+    model = load(file_of(spec), "fp32")
+    truth = reference.load(weights_of(spec))
+    tokens = tokens_of(spec, 21)
+    want, want_state = truth.forward(tokens)
+    state = model.new_state()
+    assert relative(model.forward(tokens, state, logits="all"), want) <= 2e-5
+    assert_parts(state, want_state, 2e-5)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_half_equals_float64(spec: Spec, dtype: str, file_of: FileOf) -> None:
+    """Up to 8 rows activations are exact to 22 bits (bf16: 16); beyond they are rounded once."""
+    model = load(file_of(spec, dtype))
+    truth = reference.load({name: round_to(a, dtype) for name, a in weights_of(spec).items()})
+    tokens = tokens_of(spec, 30)
+    want, _ = truth.forward(tokens)
+    state = model.new_state()
+    few = np.concatenate(
+        [model.forward(tokens[i : i + 3], state, logits="all") for i in range(0, len(tokens), 3)]
+    )
+    many = model.forward(tokens, model.new_state(), logits="all")
+    assert relative(few, want) <= {"fp16": 1e-4, "bf16": 2e-3}[dtype]
+    assert relative(many, want) <= {"fp16": 2e-2, "bf16": 1.5e-1}[dtype]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "mm8", "int4"])
+@pytest.mark.parametrize("spec", ONE_EACH, ids=str)
+def test_quantised_equals_the_cpu(spec: Spec, dtype: str, file_of: FileOf) -> None:
+    """Both decode the codes that one function makes; the CPU multiplies in fp32."""
+    cuda, cpu = load(file_of(spec), dtype), load(file_of(spec), dtype, "cpu")
+    tokens = tokens_of(spec, 20)
+    want = cpu.forward(tokens, cpu.new_state(), logits="all")
+    state = cuda.new_state()
+    few = np.concatenate(
+        [cuda.forward(tokens[i : i + 2], state, logits="all") for i in range(0, len(tokens), 2)]
+    )
+    many = cuda.forward(tokens, cuda.new_state(), logits="all")
+    assert relative(few, want) <= 1e-2
+    assert relative(many, want) <= 4e-2
+
+
+@pytest.mark.parametrize("spec", ONE_EACH, ids=str)
+def test_state_moves_between_devices(spec: Spec, file_of: FileOf) -> None:
+    cuda, cpu = load(file_of(spec), "fp32"), load(file_of(spec), "fp32", "cpu")
+    first, rest = tokens_of(spec, 12), tokens_of(spec, 6)
+    there, here = cuda.new_state(), cpu.new_state()
+    cuda.forward(first, there)
+    cpu.forward(first, here)
+    blob = there.to_bytes()
+    moved = cpu.state_from_bytes(blob)
+    assert moved.to_bytes() == blob
+    back = cuda.state_from_bytes(here.to_bytes())
+    want = cpu.forward(rest, here, logits="all")
+    assert relative(cpu.forward(rest, moved, logits="all"), want) <= 1e-5
+    assert relative(cuda.forward(rest, back, logits="all"), want) <= 1e-5
+
+
+@pytest.mark.parametrize("spec", ONE_EACH, ids=str)
+def test_ragged_equals_alone(spec: Spec, file_of: FileOf) -> None:
+    """fp32: the sum of a product does not depend on the other rows, so results are equal bits."""
+    model = load(file_of(spec), "fp32")
+    streams = [tokens_of(spec, n, seed=n) for n in (1, 5, 1, 17, 2, 9)]
+    alone = [model.new_state() for _ in streams]
+    want = [model.forward(ids, s, logits="all") for ids, s in zip(streams, alone, strict=True)]
+    mixed = [model.new_state() for _ in streams]
+    got = model.forward_batch(streams, mixed, logits="all")
+    for i, rows in enumerate(got):
+        assert np.array_equal(rows, want[i])
+        assert_parts(mixed[i], parts(alone[i]), 0.0)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 20])
+@pytest.mark.parametrize("spec", ONE_EACH, ids=str)
+def test_replayed_steps_equal_the_first(spec: Spec, rows: int, file_of: FileOf) -> None:
+    """The third step of a shape is a graph launch. From equal states equal bits must come."""
+    model = load(file_of(spec, "fp16"))
+    tokens = tokens_of(spec, rows)[:rows] + [0] * rows
+    start = [model.new_state() for _ in range(rows)]
+    for state, token in zip(start, tokens, strict=False):
+        model.forward([token], state)
+    outcomes = []
+    for _ in range(5 if ON_SHIM else 100):
+        states = [s.copy() for s in start]
+        logits = np.stack(model.forward_batch([[t] for t in tokens[:rows]], states))
+        outcomes.append((logits.copy(), states[-1].to_bytes()))
+    for logits, blob in outcomes[1:]:
+        assert np.array_equal(logits, outcomes[0][0])
+        assert blob == outcomes[0][1]
+
+
+def test_out_of_memory_leaves_the_device_usable(file_of: FileOf) -> None:
+    if ON_SHIM:
+        pytest.skip("the shim's memory is the host's")
+    model = load(file_of(SPECS[0]))
+    with pytest.raises(MemoryError, match="bytes"):
+        wkv.Model.synthetic("v7:200x16384", dtype="fp32", device="cuda")
+    assert np.isfinite(model.forward([1], model.new_state())).all()
+
+
+def test_no_such_device() -> None:
+    with pytest.raises(wkv.UnsupportedError, match="cuda:7"):
+        wkv.Model.synthetic("v4:1x64:100", device="cuda:7")

@@ -1,0 +1,1 @@
+"""Model tests: every version against the official code and against float64."""

@@ -1,0 +1,212 @@
+"""The command wkv, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wkv
+
+
+def cli(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wkv", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_version_and_help() -> None:
+    assert cli("--version").stdout == f"wkv {wkv.__version__}\n"
+    for command in ((), ("info",), ("convert",), ("generate",), ("chat",)):
+        done = cli(*command, "--help")
+        assert done.returncode == 0
+        assert "usage: wkv" in done.stdout
+    done = cli()
+    assert done.returncode == 2
+    assert "usage: wkv" in done.stdout
+
+
+def test_cmake_dir() -> None:
+    done = cli("--cmake-dir")
+    assert (Path(done.stdout.strip()) / "wkv-config.cmake").is_file()
+
+
+def test_info(golden: Path) -> None:
+    path = str(golden / "v7" / "model")
+    done = cli("info", path)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "RWKV-7.0" in done.stdout
+    info = json.loads(cli("info", path, "--json").stdout)
+    assert info["n_layer"] == wkv.inspect(path).n_layer
+    assert sum(info["dtypes"].values()) > 10
+    assert "blocks.0.att.key.weight" in cli("info", path, "--tensors").stdout
+
+
+def test_convert(golden: Path, tmp_path: Path) -> None:
+    source = golden / "v4" / "model.pth"
+    out = tmp_path / "a.safetensors"
+    assert cli("convert", str(source), str(out)).returncode == 0
+    model = wkv.Model.load(source, device="cpu", dtype="fp32")
+    copy = wkv.Model.load(out, device="cpu", dtype="fp32")
+    ids = [1, 2, 3]
+    want = model.forward(ids, model.new_state())
+    np.testing.assert_array_equal(copy.forward(ids, copy.new_state()), want)
+
+    done = cli("convert", str(source), str(out))
+    assert done.returncode == 1
+    assert "--force" in done.stderr
+    assert cli("convert", str(source), str(out), "--dtype", "fp16", "--force").returncode == 0
+    half = wkv.Model.load(out, device="cpu")
+    assert half.dtype == "fp16"
+    np.testing.assert_allclose(half.forward(ids, half.new_state()), want, atol=0.05)
+    done = cli("convert", str(source), str(tmp_path / "b.pth"))
+    assert done.returncode == 1
+    assert ".safetensors" in done.stderr
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info", "missing"),
+        ("convert", "missing", "b.safetensors"),
+        ("generate", "missing", "--tokenizer", "bytes", "--prompt", "x"),
+        ("info", os.devnull),
+        ("info", "."),
+    ],
+    ids=str,
+)
+def test_errors_are_one_line(arguments: tuple[str, ...]) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("wkv: error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_wrong_usage() -> None:
+    for arguments in (("nonsense",), ("info",), ("generate", "x", "--max-tokens", "0")):
+        done = cli(*arguments)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_bench() -> None:
+    done = cli("bench", "--help")
+    assert done.returncode == 0
+    assert "wkv_bench" in done.stdout
+
+
+def test_a_reader_that_goes_away(golden: Path) -> None:
+    command = f"{sys.executable} -m wkv info {golden / 'v7' / 'model'} --tensors"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.stdout.strip() in ("0", "141")  # 0: all was written before the pipe closed
+
+
+@pytest.fixture(scope="module")
+def bytes_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random v7 model with 256 tokens, as a file."""
+    pytest.importorskip("wkv.generate")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    from wkv import _core
+
+    file = _core.Checkpoint.open(Path(__file__).parent.parent / "golden" / "v7" / "model")
+    tensors = {name: file.get(name) for name in file.names()}
+    rng = np.random.default_rng(1)
+    for name in ("emb.weight", "head.weight"):
+        shape = (256, tensors[name].shape[1])
+        tensors[name] = rng.normal(size=shape).astype(np.float32)
+    # Token 0 would end the text by chance: no token is less likely.
+    tensors["ln_out.weight"] *= 0.1
+    tensors["head.weight"][0] = -10 * tensors["ln_out.bias"]
+    path = tmp_path_factory.mktemp("model") / "bytes.safetensors"
+    safetensors.save_file(tensors, path)
+    return str(path)
+
+
+def test_generate(bytes_model: str) -> None:
+    base = (
+        "generate",
+        bytes_model,
+        "--tokenizer",
+        "bytes",
+        "--device",
+        "cpu",
+        "--max-tokens",
+        "20",
+    )
+    greedy = cli(*base, "--prompt", "ab", "--temperature", "0")
+    assert greedy.returncode == 0, greedy.stderr
+    assert greedy.stderr == ""
+    assert greedy.stdout
+    assert cli(*base, "--prompt", "ab", "--temperature", "0").stdout == greedy.stdout
+    assert cli(*base, "--temperature", "0", stdin="ab").stdout == greedy.stdout
+    seeded = [cli(*base, "--prompt", "ab", "--seed", "5").stdout for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    assert cli(*base, "--prompt", "ab", "--seed", "6").stdout != seeded[0]
+    echoed = cli(*base, "--prompt", "ab", "--temperature", "0", "--echo")
+    assert echoed.stdout == "ab" + greedy.stdout
+
+
+def test_generate_saves_its_state(bytes_model: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "a.state")
+    base = ("generate", bytes_model, "--tokenizer", "bytes", "--device", "cpu", "--max-tokens", "5")
+    assert cli(*base, "--prompt", "ab", "--save-state", path).returncode == 0
+    assert cli(*base, "--prompt", "c", "--state", path).returncode == 0
+
+
+def test_ctrl_c(bytes_model: str) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "wkv", "generate", bytes_model, "--tokenizer", "bytes",
+            "--device", "cpu", "--max-tokens", "10000000", "--prompt", "a",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(1)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+
+
+def test_chat(bytes_model: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    lines = (
+        f"hello\n/save {path}\n/retry\n/reset\n/retry\n/load {path}\nmore\n/load x\n/help\n/quit\n"
+    )
+    done = cli(
+        "chat", bytes_model, "--tokenizer", "bytes", "--device", "cpu", "--max-tokens", "12",
+        "--seed", "3", stdin=lines,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for words in ("(saved)", "(forgotten)", "(there is nothing to answer)", "(loaded)", "/reset"):
+        assert words in done.stdout
+    assert "No such file" in done.stdout
+    assert path.exists()
+    model = wkv.Model.load(bytes_model, device="cpu")
+    tokens = model.load_state(path).tokens
+    assert tokens is not None
+    assert bytes(tokens).startswith(b"User: hello\n\nAssistant:")

@@ -1,0 +1,254 @@
+"""wkv.compat.rwkv: the same scripts with both packages, side by side."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import wkv
+from wkv import _core
+from wkv.compat.rwkv.model import RWKV
+from wkv.compat.rwkv.strategy import place, plan
+
+torch = pytest.importorskip("torch")
+real = pytest.mark.skipif(
+    importlib.util.find_spec("rwkv") is None, reason="the rwkv package is not installed"
+)
+
+# What scripts do with a model, its state and its logits. Saves what they see.
+SCRIPT = """
+import copy, io, os, sys
+import numpy as np
+import torch
+from rwkv.model import RWKV
+path, out = sys.argv[1], sys.argv[2]
+seen = {}
+def see(name, x): seen[name] = x.detach().float().cpu().numpy().copy()
+def see_state(name, state):
+    for i, part in enumerate(state):
+        see(f"{name}.{i}", part)
+        seen[f"{name}.{i}.dtype"] = str(part.dtype)
+model = RWKV(path, "cpu fp32") if os.environ.get("RWKV_V7_ON") == "1" else RWKV(
+    model=path, strategy="cpu fp32", verbose=False)
+logits, state = model.forward([1, 2, 3, 4, 5], None)
+see("prompt", logits); see_state("prompt.state", state)
+branch = copy.deepcopy(state)
+shallow = list(state)
+again, same = model.forward([6], state)
+seen["same"] = str(same is state)
+see("one", again); see_state("one.state", same); see_state("shallow", shallow)
+see_state("given", state)
+state = same
+rows, state = model.forward([7, 8, 9], state, full_output=True)
+see("rows", rows)
+row, state = model.forward([7], state, full_output=True)
+see("row", row)
+other, branch = model.forward([7, 8], branch)
+see("branch", other)
+for k in range(len(branch)):
+    branch[k] = branch[k].clone()
+branch[1] = branch[1] * 0.5
+see("edited", model.forward([3], branch)[0])
+buffer = io.BytesIO(); torch.save(state, buffer); buffer.seek(0)
+loaded = torch.load(buffer)
+see("loaded", model.forward([3, 4], loaded)[0])
+seen["args"] = np.array([model.args.n_layer, model.args.n_embd])
+seen["shapes"] = str([tuple(p.shape) for p in state])
+seen["types"] = str([type(logits).__name__, type(state).__name__, str(logits.dtype)])
+if hasattr(model, "generate_zero_state") and os.environ.get("RWKV_V7_ON") == "1":
+    see_state("zero", model.generate_zero_state())
+    see("bare", model.forward(5, None)[0])
+else:
+    seen["version"] = str(float(model.version))
+    seen["strategy"] = str([(s.device, s.atype, s.wtype, s.stream) for s in model.strategy])
+    seen["n_ffn"] = np.array([model.args.n_att, model.args.n_ffn])
+try:
+    model.forward([], None)
+except IndexError:
+    seen["empty"] = "IndexError"
+np.savez(out, **seen)
+"""
+OURS = "import wkv.compat; wkv.compat.install()\n"
+
+
+@pytest.fixture(scope="session")
+def pth(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The path, without its suffix, of a golden model as .pth.
+
+    fp32, because the package rounds the normed embedding to the type of the file.
+    """
+    folder = tmp_path_factory.mktemp("pth")
+
+    def make(name: str) -> str:
+        path = folder / f"{name}.pth"
+        if not path.exists():
+            file = _core.Checkpoint.open(golden / name / "model.safetensors")
+            torch.save({n: torch.from_numpy(file.get(n)) for n in file.names()}, path)
+        return str(path.with_suffix(""))
+
+    return make
+
+
+def run(code: str, *arguments: str, v7: bool = False) -> str:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RWKV_")}
+    environment["RWKV_JIT_ON"] = "0"
+    if v7:
+        environment["RWKV_V7_ON"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@real
+@pytest.mark.parametrize(
+    "folder", ["v4", "v5_0", "v5_1", "v5_1_multihead", "v5_2", "v6", "v6_time_state", "v7"]
+)
+def test_scripts_see_the_same(pth: Callable[[str], str], tmp_path: Path, folder: str) -> None:
+    v7 = folder == "v7"
+    path = pth(folder)
+    run(SCRIPT, path, str(tmp_path / "theirs.npz"), v7=v7)
+    output = run(OURS + SCRIPT, path, str(tmp_path / "ours.npz"), v7=v7)
+    assert output == ""
+    theirs: dict[str, Any] = dict(np.load(tmp_path / "theirs.npz"))
+    ours: dict[str, Any] = dict(np.load(tmp_path / "ours.npz"))
+    assert ours.keys() == theirs.keys()
+    for name, want in theirs.items():
+        got = ours[name]
+        assert got.shape == want.shape, name
+        if want.dtype.kind == "f":
+            scale = max(1.0, float(np.abs(want[np.abs(want) < 1e29]).max(initial=0)))
+            assert np.abs(got - want).max(initial=0) <= 1e-4 * scale, name
+        else:
+            assert np.array_equal(got, want), name
+
+
+def test_all_versions_in_one_process(golden: Path) -> None:
+    for folder, version in {"v4": 4, "v5_0": 5, "v5_1": 5.1, "v5_2": 5.2, "v6": 6, "v7": 7}.items():
+        model = RWKV(str(golden / folder / "model"), "cpu fp32", verbose=True)
+        assert model.version == version
+        expected = np.load(golden / folder / "logits.npy")
+        prompt = json.loads((golden / folder / "tokens.json").read_text())["prompt"]
+        rows, state = model.forward(prompt, None, full_output=True)
+        assert isinstance(rows, torch.Tensor)
+        assert rows.dtype == torch.float32
+        assert np.abs(rows.numpy() - expected).max() <= 5e-5
+        assert len(state) == model.args.n_layer * (5 if version == 4 else 3)
+
+
+def test_kinds_of_tokens(golden: Path) -> None:
+    model = RWKV(str(golden / "v7" / "model"), "cpu fp32")
+    want = model.forward([1, 2, 3])[0]
+    for tokens in ((1, 2, 3), np.array([1, 2, 3]), torch.tensor([1, 2, 3]), range(1, 4)):
+        assert torch.equal(model.forward(tokens, None)[0], want)
+    assert torch.equal(model.forward(5)[0], model.forward([5])[0])
+    assert torch.equal(model.forward(np.int64(5))[0], model.forward([5])[0])
+    assert torch.equal(model.forward([-1])[0], model.forward([model.args.vocab_size - 1])[0])
+    with pytest.raises(IndexError, match="vocabulary"):
+        model.forward([10**6])
+    with pytest.raises(IndexError, match="at least one"):
+        model.forward([])
+    with pytest.raises(ValueError, match="entries"):
+        model.forward([1], [torch.zeros(3)])
+
+
+def test_half_precision_states(golden: Path) -> None:
+    model = RWKV(str(golden / "v7" / "model"), "cpu bf16")
+    logits, state = model.forward([1, 2, 3], None)
+    assert [part.dtype for part in state[:3]] == [torch.bfloat16, torch.float32, torch.bfloat16]
+    assert logits.dtype == torch.float32
+    logits, state = model.forward([4], state)
+    assert torch.isfinite(logits).all()
+
+
+def test_i8_is_the_packages_own_format(golden: Path) -> None:
+    folder = golden / "v4"
+    model = RWKV(str(folder / "model"), "cpu fp32i8")
+    tokens = json.loads((folder / "tokens.json").read_text())
+    ids = tokens["prompt"] + tokens["continuation"]
+    rows, _ = model.forward(ids, None, full_output=True)
+    expected = np.load(folder / "int8_mm8.npz")["logits"]  # of the package's `cpu fp32i8`
+    assert np.abs(rows.numpy() - expected).max() <= 5e-5
+
+
+def test_strategies(golden: Path) -> None:
+    recorded = json.loads((golden / "strategy_plans.json").read_text())
+    for entry in recorded["plans"]:
+        if entry.get("error"):
+            kind = entry["error"].split(":")[0]
+            with pytest.raises(ValueError if kind == "ValueError" else ZeroDivisionError):
+                plan(entry["strategy"], recorded["n_layer"])
+        else:
+            layers = plan(entry["strategy"], recorded["n_layer"])
+            assert [str(layer) for layer in layers] == entry["layers"], entry["strategy"]
+
+
+def test_what_is_placed_otherwise_is_said(golden: Path) -> None:
+    path = str(golden / "v4" / "model")
+    for strategy, words in {
+        "cpu fp32 *1 -> cpu bf16": "every layer is fp32",
+        "cpu bf16 *1+": "no layer is streamed",
+        "cpu fp32i4": "i4 and i3 mean nothing",
+    }.items():
+        with pytest.warns(UserWarning, match=words):
+            RWKV(path, strategy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RWKV(path, "cpu fp32 *1 -> cpu fp32")
+    for strategy in ("mps fp32", "dml fp16"):
+        with pytest.raises(wkv.UnsupportedError, match=strategy[:3]):
+            RWKV(path, strategy)
+    assert place("cuda:1 fp16i8 -> cpu fp32", plan("cuda:1 fp16i8 -> cpu fp32", 4)).dtype == "mm8"
+    with pytest.raises(wkv.UnsupportedError, match="wkv convert"):
+        RWKV(path, "cpu fp32", convert_and_save_and_exit="x.pth")
+    with pytest.raises(FileNotFoundError):
+        RWKV("missing", "cpu fp32")
+
+
+def test_numpy_without_torch(golden: Path) -> None:
+    code = """
+import sys
+sys.modules["torch"] = None
+import copy
+import numpy as np
+import wkv.compat
+wkv.compat.install()
+from rwkv.model import RWKV
+model = RWKV(sys.argv[1], "cpu fp32")
+logits, state = model.forward([1, 2, 3], None)
+assert type(logits) is np.ndarray and logits.dtype == np.float32
+assert all(type(part) is np.ndarray for part in state)
+twin = copy.deepcopy(state)
+a, _ = model.forward([4], state)
+b, _ = model.forward([4], twin)
+assert np.array_equal(a, b)
+print("fine")
+"""
+    assert run(code, str(golden / "v6" / "model")) == "fine\n"
+
+
+def test_install_refuses_to_come_late() -> None:
+    code = """
+import sys, types
+sys.modules["rwkv"] = types.ModuleType("rwkv")
+import wkv.compat
+try:
+    wkv.compat.install()
+except RuntimeError as error:
+    print("first" in str(error))
+"""
+    assert run(code) == "True\n"

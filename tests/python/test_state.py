@@ -1,0 +1,185 @@
+"""State: a value."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wkv
+
+IDS = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture
+def state(model: wkv.Model) -> wkv.State:
+    state = model.new_state()
+    model.forward(IDS, state)
+    return state
+
+
+def same(a: wkv.State, b: wkv.State) -> bool:
+    return a.position == b.position and all(np.array_equal(a[k], b[k]) for k in a.keys())  # noqa: SIM118
+
+
+def test_copies_go_separate_ways(model: wkv.Model, state: wkv.State) -> None:
+    for other in (state.copy(), copy.copy(state), copy.deepcopy(state), *state.fork(2)):
+        assert same(state, other)
+        model.forward([7], other)
+        assert not same(state, other)
+    assert state.position == len(IDS)
+
+
+def test_parts(model: wkv.Model, state: wkv.State) -> None:
+    info = model.info
+    assert state.keys()[:3] == ["blocks.0.att.shift", "blocks.0.att.wkv", "blocks.0.ffn.shift"]
+    assert len(state.keys()) == 3 * info.n_layer
+    part = state["blocks.1.att.wkv"]
+    assert part.shape == (info.n_head, info.head_size, info.head_size)
+    assert part.shape == state.shape("blocks.1.att.wkv")
+    assert part.dtype == np.float32
+    part[:] = 0  # a copy
+    assert state["blocks.1.att.wkv"].any()
+    assert "blocks.1.att.wkv" in state
+    assert "blocks.9.att.wkv" not in state
+    assert state.nbytes == sum(4 * state[name].size for name in state.keys())  # noqa: SIM118
+    assert f"position={len(IDS)}" in repr(state)
+
+
+def test_assignment(model: wkv.Model, state: wkv.State) -> None:
+    fresh = model.new_state()
+    for name in state.keys():  # noqa: SIM118
+        fresh[name] = state[name]
+    np.testing.assert_array_equal(model.forward([9], fresh), model.forward([9], state.copy()))
+    fresh["blocks.0.att.shift"] = [0.5] * model.info.n_embd  # anything array-like
+    assert (fresh["blocks.0.att.shift"] == 0.5).all()
+    fresh["blocks.0.att.shift"] = np.arange(model.info.n_embd, dtype=np.int64)[::-1]
+    assert fresh["blocks.0.att.shift"][-1] == 0
+    with pytest.raises(KeyError, match="nonsense"):
+        fresh["nonsense"]
+    with pytest.raises(KeyError, match="nonsense"):
+        fresh["nonsense"] = [1]
+    with pytest.raises(KeyError):
+        fresh.shape("nonsense")
+    with pytest.raises(ValueError, match="shape"):
+        fresh["blocks.0.att.wkv"] = np.zeros(3)
+    with pytest.raises(ValueError, match="shape"):
+        fresh["blocks.0.att.wkv"] = np.zeros((*fresh["blocks.0.att.wkv"].shape[::-1], 1))
+
+
+def test_bytes(model: wkv.Model, state: wkv.State) -> None:
+    data = state.to_bytes()
+    for kind in (bytes, bytearray, memoryview):
+        again = model.state_from_bytes(kind(data))  # type: ignore[arg-type]
+        assert same(state, again)
+        assert again.to_bytes() == data
+
+
+def test_bytes_that_are_no_state(model: wkv.Model, v4: wkv.Model, state: wkv.State) -> None:
+    data = state.to_bytes()
+    for bad in (b"", b"x", data[:-1], data + b"x", data[:40], bytes(len(data))):
+        with pytest.raises(ValueError, match=r"\[state\]"):
+            model.state_from_bytes(bad)
+    for i in (70, len(data) - 1):
+        with pytest.raises(ValueError, match="checksum"):
+            model.state_from_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+    with pytest.raises(ValueError, match="RWKV-7"):
+        v4.state_from_bytes(data)
+    with pytest.raises(TypeError):
+        model.state_from_bytes("text")  # type: ignore[arg-type]
+
+
+def test_files(model: wkv.Model, state: wkv.State, tmp_path: Path) -> None:
+    path = tmp_path / "a.state"
+    state.save(path)
+    assert same(state, model.load_state(path))
+    assert path.read_bytes() == state.to_bytes()
+    assert os.listdir(tmp_path) == ["a.state"]
+    model.forward([1], state)
+    state.save(str(path))  # overwrites
+    assert same(state, model.load_state(str(path)))
+    with pytest.raises(FileNotFoundError):
+        model.load_state(tmp_path / "b.state")
+    with pytest.raises(FileNotFoundError):
+        state.save(tmp_path / "missing" / "a.state")
+
+
+def test_an_interrupted_save_leaves_the_old_file(
+    state: wkv.State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.state"
+    path.write_bytes(b"old")
+
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        state.save(path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.state"]
+
+
+def test_tokens_are_recorded_on_request(model: wkv.Model, tmp_path: Path) -> None:
+    state = model.new_state(record=True)
+    assert state.tokens == []
+    model.forward(IDS, state)
+    model.forward(np.array([7, 8]), state, logits="none")
+    model.forward_batch([[9], (1, 2)], [state, model.new_state()])
+    model.forward((i for i in [4]), state)
+    assert state.tokens == [*IDS, 7, 8, 9, 4]
+    assert state.position == len(state.tokens)
+    with pytest.raises(ValueError, match="vocabulary"):
+        model.forward([10**6], state)
+    assert state.position == len(state.tokens)
+    state.save(tmp_path / "a.state")
+    again = model.load_state(tmp_path / "a.state")
+    assert again.tokens == state.tokens
+    assert same(state, again)
+    assert state.copy().tokens == state.tokens
+    assert pickle.loads(pickle.dumps(state)).tokens == state.tokens
+    assert model.new_state().tokens is None
+    assert model.state_from_bytes(state.to_bytes()).tokens is None
+
+
+def test_a_file_that_promises_too_many_tokens(
+    model: wkv.Model, state: wkv.State, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.state"
+    path.write_bytes(state.to_bytes() + (2**60).to_bytes(8, "little") + b"WKVTOKNS")
+    with pytest.raises(ValueError, match="tokens follow"):
+        model.load_state(path)
+
+
+def test_pickle(model: wkv.Model, v4: wkv.Model, state: wkv.State) -> None:
+    again = pickle.loads(pickle.dumps(state))
+    assert again.position == state.position
+    assert again.keys() == state.keys()
+    assert again.to_bytes() == state.to_bytes()
+    with pytest.raises(ValueError, match="pickle"):
+        again["blocks.0.att.wkv"]
+    twin = copy.deepcopy(again)
+    np.testing.assert_array_equal(model.forward([9], again), model.forward([9], state.copy()))
+    assert again["blocks.0.att.wkv"].any()
+    with pytest.raises(ValueError, match="RWKV-7"):
+        v4.forward([9], twin)
+    rows = model.forward_batch([[9]], [twin])
+    np.testing.assert_allclose(rows[0], model.forward([9], state), rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_outlives_its_model(golden: Path) -> None:
+    model = wkv.Model.load(golden / "v7" / "model", device="cpu", dtype="fp32")
+    state = model.new_state()
+    model.forward(IDS, state)
+    data = state.to_bytes()
+    del model
+    assert state.copy().to_bytes() == data
+
+
+def test_the_same_state_under_other_weights(golden: Path, state: wkv.State) -> None:
+    """fp32 and bf16 forms of one model understand each other's states."""
+    other = wkv.Model.load(golden / "v7" / "model", device="cpu", dtype="bf16")
+    assert other.state_from_bytes(state.to_bytes()).position == state.position
