@@ -34,15 +34,18 @@ def main() -> int:
     parser.add_argument("before")
     parser.add_argument("after")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("options", nargs="*", help="of wkv_bench, after --")
-    arguments = parser.parse_args()
+    parser.epilog = "What follows -- goes to wkv_bench."
+    mine, options = sys.argv[1:], []
+    if "--" in mine:
+        mine, options = mine[: mine.index("--")], mine[mine.index("--") + 1 :]
+    arguments = parser.parse_args(mine)
 
     ratios: dict[str, list[float]] = {}
     for number in range(arguments.rounds):
         binaries = [arguments.before, arguments.after]
         if number % 2 == 1:  # neither is always the one that runs on a warm machine
             binaries.reverse()
-        result = {binary: figures(binary, arguments.options) for binary in binaries}
+        result = {binary: figures(binary, options) for binary in binaries}
         for name, value in result[arguments.after].items():
             ratios.setdefault(name, []).append(value / result[arguments.before][name])
     for name, values in ratios.items():

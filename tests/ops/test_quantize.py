@@ -82,6 +82,50 @@ def test_adversarial_codes(target: Target, want: str, rows: int) -> None:
 
 @each_target
 @pytest.mark.parametrize("want", FORMATS)
+def test_hard_inputs(target: Target, want: str) -> None:
+    """Fixed point holds, or leaves to floats, whatever x is: digits that carry, long rows, outliers,
+    magnitudes at both ends of fp32.
+    """
+    rng = np.random.default_rng(2)
+    device = target.open()
+    below = np.nextafter(np.float32(2), np.float32(0))  # the highest digit is full
+    for n in (96, 16500):
+        w = rng.standard_normal((9, n)).astype(np.float32)
+        w[3], w[4] = 1, -1
+        held = quantized(device, w, want)
+        normal = rng.standard_normal(n).astype(np.float32)
+        outlier = normal.copy()
+        outlier[n // 2] = 3e5
+        tiny = normal * np.float32(1e-39)
+        mixed = np.where(rng.random(n) < 0.5, normal, tiny)
+        signs = np.where(rng.random(n) < 0.5, below, -below)
+        full = np.full(n, below)
+        inputs = [outlier, tiny, mixed, signs, full, -full, normal * np.float32(1e30), 0 * normal]
+        for x in inputs:
+            rows = x[None].astype(np.float32)
+            check(product(device, rows, held), rows, held, outliers=True)
+        every = np.stack(inputs).astype(np.float32)
+        check(product(device, every[:5], held), every[:5], held, outliers=True)
+
+
+@each_target
+@pytest.mark.parametrize("want", FORMATS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_inputs_that_are_not_finite(target: Target, want: str, rows: int) -> None:
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((40, 70)).astype(np.float32)
+    device = target.open()
+    held = quantized(device, w, want)
+    for value in (np.nan, np.inf, -np.inf):
+        x = rng.standard_normal((rows, 70)).astype(np.float32)
+        x[0, 5] = value
+        y = product(device, x, held)
+        shown = y[0][decoded(held)[:, 5] != 0]  # nothing hides them
+        assert np.isnan(shown).all() if np.isnan(value) else not np.isfinite(shown).any()
+
+
+@each_target
+@pytest.mark.parametrize("want", FORMATS)
 def test_hard_weights(target: Target, want: str) -> None:
     """Zero matrices, rows and columns, constants, denormals, outliers: finite and near."""
     rng = np.random.default_rng(1)

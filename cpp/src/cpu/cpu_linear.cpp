@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "cpu/act.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/isa.h"
 #include "ops/quantize.h"
 
 namespace wkv::cpu {
@@ -74,6 +75,7 @@ Job make_job(const LinearJob& from) {
   if (e.bias != nullptr) a.epilogue.bias = e.bias->data;
   if (e.gate) a.epilogue.gate = e.gate.f32(), a.epilogue.gate_stride = e.gate.stride;
   if (e.add) a.epilogue.add = e.add.f32(), a.epilogue.add_stride = e.add.stride;
+  a.stream_ahead = stream_ahead();
   job.cost = std::int64_t{a.in} * a.rows * kOutBlock;
   return job;
 }
@@ -81,7 +83,7 @@ Job make_job(const LinearJob& from) {
 Job::Kernel kernel_of(const MatmulArgs& a, const MatmulKernels& kernels) {
   if (a.input_major)
     return a.rows <= kernels.sparse_max_rows ? Job::Kernel::sparse : Job::Kernel::gemm;
-  return a.rows < kernels.gemm_min_rows ? Job::Kernel::gemv : Job::Kernel::gemm;
+  return a.rows < kernels.gemm_min_rows[a.type] ? Job::Kernel::gemv : Job::Kernel::gemm;
 }
 
 std::size_t scratch_of(const Job& job, const MatmulKernels& kernels) {

@@ -1,6 +1,7 @@
 // Which instruction sets are built, which this machine runs, which one is chosen.
 #pragma once
 
+#include <cstddef>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -16,5 +17,9 @@ std::vector<IsaInfo> list_isas();
 const KernelTable& select_isa();
 /// By name: what select_isa() does for WKV_ISA. An empty name chooses the best.
 const KernelTable& select_isa(const char* name);
+
+/// Bytes ahead that a single stream of weights is prefetched into L1 on this processor; 0: its own
+/// prefetcher does better.
+std::ptrdiff_t stream_ahead() noexcept;
 
 }  // namespace wkv::cpu

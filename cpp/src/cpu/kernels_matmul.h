@@ -15,6 +15,7 @@ enum WeightType : int {
   kWeightI8,  ///< int8_t codes
   kWeightU8,  ///< uint8_t codes
   kWeightI4,  ///< two codes (value + 8) to a byte, the even input low; a f16 scale per 32 inputs
+  kWeightTypes
 };
 constexpr int kInt4Group = 32;
 
@@ -56,6 +57,9 @@ struct MatmulArgs {
   ptrdiff_t y_stride;
   int rows;
   MatmulEpilogue epilogue;
+  /// Bytes before its use that a single stream of float weights is prefetched, see
+  /// stream_ahead() in isa.h; 0: left to the processor.
+  ptrdiff_t stream_ahead;
 };
 
 /// Ranges [begin, end) of outputs are multiples of this, or end at `out`. A kernel's order of
@@ -63,10 +67,10 @@ struct MatmulArgs {
 /// makes results independent of the number of threads.
 constexpr int kOutBlock = 32;
 
-/// From `gemm_min_rows` rows on a product is computed by `gemm`, below by `gemv`; with W
+/// From `gemm_min_rows` of its type on a product is computed by `gemm`, below by `gemv`; with W
 /// input-major by `sparse` up to `sparse_max_rows`.
 struct MatmulKernels {
-  int gemm_min_rows;
+  int gemm_min_rows[kWeightTypes];
   int sparse_max_rows;
   /// Products of few rows with outputs [begin, end). Every weight is read once and converted in
   /// registers. `scratch`: gemv_scratch(args) bytes, 64-byte aligned.

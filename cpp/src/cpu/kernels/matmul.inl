@@ -7,9 +7,19 @@
 namespace wkv::cpu {
 namespace {
 
+// Where gemm overtakes gemv with weights in cache, in the order of WeightType. Expanding a panel
+// pays late where gemv's conversions are cheap and registers many.
+#if defined(__AVX512F__)
+#define WKV_GEMM_MIN_ROWS {20, 48, 48, 64, 64, 24}
+#elif defined(__AVX2__)
+#define WKV_GEMM_MIN_ROWS {20, 40, 12, 20, 20, 12}
+#else
+#define WKV_GEMM_MIN_ROWS {12, 12, 12, 12, 12, 12}
+#endif
+
 const MatmulKernels kMatmul = {
-    kGemmMinRows, kSparseRows, gemv_scratch, gemv,         sparse_scratch, sparse,
-    packed_bytes, pack_units,  pack,         gemm_scratch, gemm,
+    WKV_GEMM_MIN_ROWS, kSparseRows, gemv_scratch, gemv,         sparse_scratch, sparse,
+    packed_bytes,      pack_units,  pack,         gemm_scratch, gemm,
 };
 
 }  // namespace

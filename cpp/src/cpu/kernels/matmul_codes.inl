@@ -78,6 +78,24 @@ constexpr int kStep = C::kVectors * W;  // inputs
 template <class C>
 constexpr int kStepBytes = kStep<C> * 8 / C::kInputsPerByteX8;
 
+/// Inputs whose x, 16 KiB as floats, stays in L1. A multiple of every step.
+constexpr int kSegment = 4096;
+
+/// Where rows of W from r on are.
+struct WeightRows {
+  const unsigned char* codes;
+  ptrdiff_t row_bytes;
+  const f16* scales;  ///< int4
+  ptrdiff_t groups;
+  ptrdiff_t stream_ahead;
+};
+
+inline WeightRows weight_rows(const MatmulArgs& a, int r) {
+  const ptrdiff_t groups = (a.in + kInt4Group - 1) / kInt4Group;
+  return {(const unsigned char*)a.w + r * a.row_bytes, a.row_bytes,
+          (const f16*)a.scales.group_scale + r * groups, groups, a.stream_ahead};
+}
+
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /// Sums over a row of x that offsets and the zero point are multiplied with.

@@ -13,15 +13,12 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;  // 24 accumulators, 2 of W, x as an embedded broadcast
 constexpr int kMinBlock = 6;
-constexpr int kGemmMinRows = 16;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6;  // 12 accumulators, 2 of W, 1 broadcast of 16 registers
 constexpr int kMinBlock = 3;
-constexpr int kGemmMinRows = 12;
 #else
 constexpr int kTileRows = 4;
 constexpr int kMinBlock = 2;
-constexpr int kGemmMinRows = 12;
 #endif
 constexpr int kGroup = 128;
 constexpr int kMaxRows = 264;  // a multiple of 12 that holds a step of 256
