@@ -95,6 +95,7 @@ class Bench {
     load_options.device = options_.device;
     load_options.dtype = options_.dtype;
     load_options.threads = options_.threads;
+    load_options.skip_zeros = options_.skip_zeros;
     std::vector<double> seconds;
     const Timer all;
     do {

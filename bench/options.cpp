@@ -22,6 +22,7 @@ machine in the same run.
   --dtype NAME         fp32, fp16, bf16, int8, int4, mm8 (default: as stored; synthetic: bf16)
   --device NAME        auto, cpu, cuda, cuda:N (default cpu)
   --threads N          CPU threads (default: physical cores)
+  --skip-zeros on|off  hidden units that are zero are not read (default: in quantised models)
   --isa NAME           generic, avx2, avx512, ... (default: the best this processor has)
   --runs N             repetitions of each measurement (default 5)
   --tokens N           decode: tokens a run; prefill: tokens of the prompt; batch: tokens a stream
@@ -88,6 +89,10 @@ BenchOptions parse_options(int argc, char** argv) {
       options.dtype = parse_dtype(value);
     } else if (argument == "--device") {
       options.device = value;
+    } else if (argument == "--skip-zeros") {
+      if (value != "on" && value != "off")
+        throw UsageError("--skip-zeros wants on or off, not '" + std::string(value) + "'");
+      options.skip_zeros = value == "on" ? SkipZeros::on : SkipZeros::off;
     } else if (argument == "--threads") {
       options.threads = parse_int(argument, value, 1);
     } else if (argument == "--isa") {

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "wkv/types.h"
+#include "wkv/wkv.hpp"
 
 namespace wkv::bench {
 
@@ -17,6 +17,7 @@ struct BenchOptions {
   std::string synthetic;  ///< "v7:24x1024[:vocabulary]", or empty
   DType dtype = DType::automatic;
   std::string device = "auto";
+  SkipZeros skip_zeros = SkipZeros::automatic;
   int threads = 0;                                   ///< 0: the library's choice
   std::string isa;                                   ///< "" leaves it to WKV_ISA and the processor
   int runs = 0;                                      ///< 0: 5, fewer where one run takes long

@@ -5,6 +5,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -16,17 +17,25 @@ namespace {
 
 using Part = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-Options make_options(const std::string& device, const std::string& dtype, int threads) {
+SkipZeros skip_zeros_named(std::optional<bool> wanted) {
+  if (!wanted) return SkipZeros::automatic;
+  return *wanted ? SkipZeros::on : SkipZeros::off;
+}
+
+Options make_options(const std::string& device, const std::string& dtype, int threads,
+                     std::optional<bool> skip_zeros) {
   Options options;
   options.device = device;
   options.dtype = parse_dtype(dtype);
   options.threads = threads;
+  options.skip_zeros = skip_zeros_named(skip_zeros);
   return options;
 }
 
 std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& device,
-                            const std::string& dtype, int threads, py::object callback) {
-  Options options = make_options(device, dtype, threads);
+                            const std::string& dtype, int threads, std::optional<bool> skip_zeros,
+                            py::object callback) {
+  Options options = make_options(device, dtype, threads, skip_zeros);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
@@ -38,8 +47,9 @@ std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string
 
 std::unique_ptr<Model> load_synthetic(const std::string& spec, const std::string& stored,
                                       std::uint64_t seed, const std::string& device,
-                                      const std::string& dtype, int threads, py::object callback) {
-  Options options = make_options(device, dtype, threads);
+                                      const std::string& dtype, int threads,
+                                      std::optional<bool> skip_zeros, py::object callback) {
+  Options options = make_options(device, dtype, threads, skip_zeros);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
@@ -251,10 +261,10 @@ void bind_model(py::module_& m) {
 
   py::class_<Model>(m, "Model")
       .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("dtype"),
-                  py::arg("threads"), py::arg("progress"))
+                  py::arg("threads"), py::arg("skip_zeros"), py::arg("progress"))
       .def_static("load_synthetic", &load_synthetic, py::arg("spec"), py::arg("stored"),
                   py::arg("seed"), py::arg("device"), py::arg("dtype"), py::arg("threads"),
-                  py::arg("progress"))
+                  py::arg("skip_zeros"), py::arg("progress"))
       .def_property_readonly("info", [](const Model& model) { return info_dict(model.info()); })
       .def_property_readonly("device", &Model::device)
       .def_property_readonly("backend", &Model::backend)

@@ -25,7 +25,12 @@ class State:
 class Model:
     @staticmethod
     def load(
-        path: str | os.PathLike[str], device: str, dtype: str, threads: int, progress: _Callback
+        path: str | os.PathLike[str],
+        device: str,
+        dtype: str,
+        threads: int,
+        skip_zeros: bool | None,
+        progress: _Callback,
     ) -> Model: ...
     @staticmethod
     def load_synthetic(
@@ -35,6 +40,7 @@ class Model:
         device: str,
         dtype: str,
         threads: int,
+        skip_zeros: bool | None,
         progress: _Callback,
     ) -> Model: ...
     @property

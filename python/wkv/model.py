@@ -73,6 +73,8 @@ class Model:
         dtype: DTypeName = "auto",
         threads: int | None = None,
         progress: Progress = None,
+        *,
+        skip_zeros: bool | None = None,
     ) -> Model:
         """Opens a checkpoint. Its version and sizes are found from its tensors.
 
@@ -85,6 +87,10 @@ class Model:
             threads: CPU threads, the caller's included. Default: the physical cores that this
                 process may use.
             progress: ``True`` for a bar, or a callable that gets ``(done, total)`` bytes.
+            skip_zeros: Whether the weights of channel-mix hidden units that are zero are left
+                unread when few tokens are computed at once (CPU). The result is the same within
+                the order of sums. ``None``: in quantised models; ``True``: with float weights
+                too, whose ``ffn.value`` matrices are then copied.
 
         Raises:
             FileNotFoundError: No such file.
@@ -93,7 +99,9 @@ class Model:
             MemoryError: It does not fit.
         """
         with reporter(progress, "loading", "B") as callback:
-            native = _core.Model.load(path, device, dtype, _check_threads(threads), callback)
+            native = _core.Model.load(
+                path, device, dtype, _check_threads(threads), skip_zeros, callback
+            )
         return cls._wrap(native)
 
     @classmethod
@@ -105,6 +113,7 @@ class Model:
         threads: int | None = None,
         progress: Progress = None,
         *,
+        skip_zeros: bool | None = None,
         stored: DTypeName = "bf16",
         seed: int = 1,
     ) -> Model:
@@ -112,16 +121,18 @@ class Model:
 
         Args:
             spec: ``"v7:24x2048"`` or ``"v7:24x2048:65536"``: version, layers, channels, vocabulary.
-            device: As for :meth:`load`; so are ``dtype``, ``threads`` and ``progress``.
+            device: As for :meth:`load`; so are ``dtype``, ``threads``, ``progress`` and
+                ``skip_zeros``.
             dtype: See ``device``.
             threads: See ``device``.
             progress: See ``device``.
+            skip_zeros: See ``device``.
             stored: The type the weights are made in, as if a file held them.
             seed: Equal seeds give equal weights.
         """
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load_synthetic(
-                spec, stored, seed, device, dtype, _check_threads(threads), callback
+                spec, stored, seed, device, dtype, _check_threads(threads), skip_zeros, callback
             )
         return cls._wrap(native)
 

@@ -75,9 +75,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.device}-{self.isa}" if self.isa else self.device
 
-    def open(self, threads: int = 1, padding: int = 0) -> Any:
+    def open(self, threads: int = 1, padding: int = 0, skip_zeros: str = "auto") -> Any:
         """A ``Device`` of the extension; the ISA that was asked for is the one that runs."""
-        device = load_ops().Device(self.device, isa=self.isa, threads=threads, padding=padding)
+        device = load_ops().Device(
+            self.device, isa=self.isa, threads=threads, padding=padding, skip_zeros=skip_zeros
+        )
         if self.isa:
             assert device.name.startswith(f"cpu {self.isa}, {threads} thread")
         return device

@@ -139,12 +139,18 @@ namespace {
 using Rows = std::optional<std::vector<int>>;
 using Maybe = std::optional<Array>;
 
-Device open_device(const std::string& name, const std::string& isa, int threads, int padding) {
+Device open_device(const std::string& name, const std::string& isa, int threads, int padding,
+                   const std::string& skip_zeros) {
   if (name == "cpu")
     return {std::make_shared<cpu::CpuBackend>(
-                threads, isa.empty() ? cpu::select_isa() : cpu::select_isa(isa.c_str())),
+                threads, isa.empty() ? cpu::select_isa() : cpu::select_isa(isa.c_str()),
+                skip_zeros == "on"    ? SkipZeros::on
+                : skip_zeros == "off" ? SkipZeros::off
+                                      : SkipZeros::automatic),
             padding};
-  return {make_backend(name, threads), padding};
+  Options options;
+  options.device = name;
+  return {make_backend(options), padding};
 }
 
 py::object run_embed(Device& d, const std::vector<Token>& tokens, const py::array& table,
@@ -319,7 +325,7 @@ PYBIND11_MODULE(_wkv_ops, m) {
   py::class_<Device> device(m, "Device");
   device
       .def(py::init(&open_device), arg("device") = "cpu", arg("isa") = "", arg("threads") = 1,
-           arg("padding") = 0)
+           arg("padding") = 0, arg("skip_zeros") = "auto")
       .def_property_readonly("name", [](const Device& d) { return d.backend->name(); })
       .def("embed", &run_embed, arg("tokens"), arg("table"), arg("dtype") = "fp32")
       .def("embed_inputs", &run_embed_inputs, arg("inputs"))

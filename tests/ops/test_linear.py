@@ -72,6 +72,35 @@ def test_product(target: Target, dtype: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_zeros_that_are_skipped(target: Target, dtype: str, shape: tuple[int, int]) -> None:
+    """Behind relu^2, weights input-major: any share of zeros, all of them, none."""
+    rng = np.random.default_rng(shape[0] + shape[1])
+    stored = bits(rng.standard_normal(shape).astype(np.float32), dtype)
+    device = target.open(threads=3, padding=3, skip_zeros="on")
+    w = weight(device, stored, dtype, use="ffn_value", offset=dtype != "fp32")
+    np.testing.assert_array_equal(w.decoded(), values(stored, dtype))
+    for density in (0.0, 0.1, 0.5, 0.9, 1.0):
+        for rows in (1, 2, 3, 4, 5, 7, 12, 13, 17, 40):
+            x = rng.standard_normal((rows, shape[1])).astype(np.float32) ** 2
+            x *= rng.random(x.shape) < density
+            check(product(device, x, w), x, values(stored, dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_skipping_does_not_depend_on_threads(target: Target, dtype: str) -> None:
+    rng = np.random.default_rng(8)
+    stored = bits(rng.standard_normal((300, 700)).astype(np.float32), dtype)
+    x = rng.standard_normal((3, 700)).astype(np.float32) * (rng.random((3, 700)) < 0.3)
+    results = []
+    for threads in (1, 2, 3, 20):
+        device = target.open(threads=threads, skip_zeros="on")
+        results.append(product(device, x, weight(device, stored, dtype, use="ffn_value")))
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rows", [1, 3, 16, 64])
 def test_large_inner_dimension(target: Target, dtype: str, rows: int) -> None:
     rng = np.random.default_rng(rows)

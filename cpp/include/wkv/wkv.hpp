@@ -29,12 +29,22 @@ namespace wkv {
 /// given is as before. Called from the calling thread.
 using Progress = std::function<bool(std::int64_t done, std::int64_t total)>;
 
+/// Whether the weights of channel-mix hidden units that are zero are left unread for few rows. The
+/// matrices `ffn.value` are then held with one row for each hidden unit, a copy of those of the
+/// file.
+enum class SkipZeros : std::uint8_t {
+  automatic,  ///< quantised matrices, which are made in memory anyway
+  on,
+  off,
+};
+
 struct Options {
   std::string device = "auto";     ///< "auto" (the CPU for now), "cpu", "cuda", "cuda:1"
   DType dtype = DType::automatic;  ///< weights; automatic keeps the stored types
   int threads = 0;                 ///< CPU, caller included; 0: physical cores this process may use
   int max_rows = 0;                ///< rows per step; 0: the device's choice
-  Progress progress;               ///< of load()
+  SkipZeros skip_zeros = SkipZeros::automatic;  ///< CPU
+  Progress progress;                            ///< of load()
 };
 
 struct ModelInfo {

@@ -9,13 +9,14 @@
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
 #include "ops/backend.h"
+#include "wkv/wkv.hpp"
 
 namespace wkv::cpu {
 
 class CpuBackend final : public Backend {
  public:
   /// threads 0: usable_cores(). The table comes from isa.h.
-  CpuBackend(int threads, const KernelTable& kernels);
+  CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_zeros = SkipZeros::automatic);
 
   std::string name() const override;
   std::string device() const override { return "cpu"; }
@@ -77,16 +78,23 @@ class CpuBackend final : public Backend {
   /// `n` floats for every thread.
   float* scratch(std::size_t n);
 
+  /// A copy with one row for each input, whose buffer is appended to `keep`.
+  Matrix input_major(const Matrix& from, std::vector<std::shared_ptr<const void>>& keep);
+  /// A product with W input-major of few rows, after linear() has provided scratch.
+  void sparse(const MatmulArgs& args);
+
   template <class F>
   void for_shifted(Tensor x, Slot prev, std::int64_t work, F f);
 
   const KernelTable& kernels_;
+  const SkipZeros skip_zeros_;
   ThreadPool pool_;
   const Batch* batch_ = nullptr;
   std::vector<const Sequence*> sequence_of_row_;  // of the batch
   std::vector<float> scratch_;                    // a part per thread
   Buffer packed_x_;                               // linear(): x of many rows as gemm reads it
   std::vector<Buffer> matmul_scratch_;            // linear(): a part per thread
+  Buffer sparse_sums_;                            // of sparse(): [parts][rows][out]
   Sparsity sparsity_;
 };
 

@@ -10,6 +10,7 @@
 #include "cpu/act.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
+#include "cpu/split.h"
 #include "ops/quantize.h"
 
 namespace wkv::cpu {
@@ -46,7 +47,6 @@ struct Job {
   std::int64_t cost = 0;         ///< of one block of kOutBlock outputs
   std::int64_t cost_before = 0;  ///< of the jobs before it
   std::size_t packed = 0;        ///< offset of its packed x in bytes
-  int active = 0;                ///< sparse: inputs that were not zero
   int pack_units = 0;            ///< 0 if it shares the packed x of an earlier job
 
   int blocks() const { return (args.out + kOutBlock - 1) / kOutBlock; }
@@ -125,9 +125,9 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   for (const LinearJob& from : group) {
     Job& job = storage[n] = make_job(from);
     if (job.args.rows == 0) continue;
-    job.cost_before = total;
-    total += job.cost * job.blocks();
     job.kernel = kernel_of(job.args, kernels);
+    job.cost_before = total;
+    if (job.kernel != Job::Kernel::sparse) total += job.cost * job.blocks();
     scratch_bytes = std::max(scratch_bytes, scratch_of(job, kernels));
     if (job.kernel == Job::Kernel::gemm) {
       const auto shares = [&](const Job& other) {
@@ -147,6 +147,8 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   }
   const std::span<Job> jobs(storage.data(), n);
   if (n == 0) return;
+  const bool dense = std::any_of(jobs.begin(), jobs.end(),
+                                 [](const Job& job) { return job.kernel != Job::Kernel::sparse; });
 
   if (packed_x_.bytes() < packed_bytes) packed_x_ = allocate_host(packed_bytes);
   matmul_scratch_.resize(static_cast<std::size_t>(pool_.threads()));
@@ -172,7 +174,8 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
 
   auto multiply = [&](int index, int threads) noexcept {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
-    for (Job& job : jobs) {
+    for (const Job& job : jobs) {
+      if (job.kernel == Job::Kernel::sparse) continue;
       const int begin = first_block(job, total, index, threads) * kOutBlock;
       const int end =
           std::min(first_block(job, total, index + 1, threads) * kOutBlock, job.args.out);
@@ -181,25 +184,46 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
         case Job::Kernel::gemv:
           kernels.gemv(job.args, begin, end, scratch);
           break;
-        case Job::Kernel::sparse: {
-          const int active = kernels.sparse(job.args, begin, end, scratch);
-          if (begin == 0) job.active = active;
-          break;
-        }
         case Job::Kernel::gemm:
           kernels.gemm(job.args, packed + job.packed, begin, end, scratch);
+          break;
+        case Job::Kernel::sparse:
+          break;
       }
     }
   };
-  if (total < kGrain)
-    multiply(0, 1);
-  else
-    pool_.run(multiply);
-  for (const Job& job : jobs) {
-    if (job.kernel != Job::Kernel::sparse) continue;
-    sparsity_.inputs += job.args.in;
-    sparsity_.active += job.active;
+  if (dense) {
+    if (total < kGrain)
+      multiply(0, 1);
+    else
+      pool_.run(multiply);
   }
+  for (const Job& job : jobs)
+    if (job.kernel == Job::Kernel::sparse) sparse(job.args);
+}
+
+void CpuBackend::sparse(const MatmulArgs& args) {
+  const MatmulKernels& kernels = kernels_.matmul;
+  const std::size_t bytes = kernels.sparse_sums(args) * sizeof(float);
+  if (sparse_sums_.bytes() < bytes) sparse_sums_ = allocate_host(bytes);
+  auto* sums = static_cast<float*>(sparse_sums_.data());
+  std::array<int, kInputParts> active{};
+  auto add = [&](int index, int threads) noexcept {
+    void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
+    for (int part = kInputParts * index / threads; part < kInputParts * (index + 1) / threads;
+         ++part)
+      active[static_cast<std::size_t>(part)] = kernels.sparse_part(args, part, sums, scratch);
+  };
+  const int blocks = (args.out + kOutBlock - 1) / kOutBlock;
+  auto finish = [&](int index, int threads) noexcept {
+    const int begin = blocks * index / threads * kOutBlock;
+    const int end = std::min(blocks * (index + 1) / threads * kOutBlock, args.out);
+    if (begin < end) kernels.sparse_finish(args, sums, begin, end);
+  };
+  dispatch(pool_, std::int64_t{args.rows} * args.in * args.out, add);
+  dispatch(pool_, std::int64_t{args.rows} * kInputParts * args.out, finish);
+  sparsity_.inputs += args.in;
+  for (const int n : active) sparsity_.active += n;
 }
 
 }  // namespace wkv::cpu

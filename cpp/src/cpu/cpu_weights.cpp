@@ -9,6 +9,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "cpu/cpu_backend.h"
+#include "cpu/split.h"
 #include "ops/quantize.h"
 
 namespace wkv::cpu {
@@ -34,16 +35,39 @@ int part_of(int n, int index, int threads) {
   return static_cast<int>(std::int64_t{n} * index / threads);
 }
 
-/// to[i][o] = from[o][i] for inputs [begin, end), in squares that stay in L1.
-void transpose_codes(std::uint8_t* to, const std::uint8_t* from, int out, int in, int begin,
-                     int end) noexcept {
+/// f(input, output) for inputs [begin, end) and all outputs, in squares that stay in L1.
+template <class F>
+void for_squares(int out, int begin, int end, F f) {
   constexpr int kSquare = 64;
   for (int i0 = begin; i0 < end; i0 += kSquare)
     for (int o0 = 0; o0 < out; o0 += kSquare)
       for (int i = i0; i < std::min(i0 + kSquare, end); ++i)
-        for (int o = o0; o < std::min(o0 + kSquare, out); ++o)
-          to[static_cast<std::ptrdiff_t>(i) * out + o] =
-              from[static_cast<std::ptrdiff_t>(o) * in + i];
+        for (int o = o0; o < std::min(o0 + kSquare, out); ++o) f(i, o);
+}
+
+std::size_t at(int row, int cols, int col) {
+  return static_cast<std::size_t>(row) * static_cast<std::size_t>(cols) +
+         static_cast<std::size_t>(col);
+}
+
+/// to[i][o] = from[o][i] for inputs [begin, end).
+template <class T>
+void turn(void* to, const void* from, int out, int in, int begin, int end) noexcept {
+  for_squares(out, begin, end, [&](int i, int o) {
+    // Files may hold elements at any address.
+    std::memcpy(static_cast<T*>(to) + at(i, out, o), static_cast<const T*>(from) + at(o, in, i),
+                sizeof(T));
+  });
+}
+
+/// The same for codes of four bits, whose rows are `from_bytes` and `to_bytes` long. `to` is zero.
+void turn_nibbles(std::uint8_t* to, std::size_t to_bytes, const std::uint8_t* from,
+                  std::size_t from_bytes, int out, int begin, int end) noexcept {
+  const auto size = [](int n) { return static_cast<std::size_t>(n); };
+  for_squares(out, begin, end, [&](int i, int o) {
+    const int code = from[size(o) * from_bytes + size(i / 2)] >> (i % 2 * 4) & 15;
+    to[size(i) * to_bytes + size(o / 2)] |= static_cast<std::uint8_t>(code << (o % 2 * 4));
+  });
 }
 
 /// The type a matrix gets: small factors and the embedding are never quantised, and the head is
@@ -80,21 +104,8 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
       fail(e.code(), "'", name, "': ", e.what());
     }
     m.name = name;
+    if (use == MatrixUse::ffn_value && skip_zeros_ != SkipZeros::off) return input_major(m, keep);
     keep.push_back(std::make_shared<Buffer>(memory));
-    // Behind relu^2 most inputs are zero: input-major, their weights need not be read. Twice the
-    // codes are held until the end of this call.
-    if (use == MatrixUse::ffn_value && want != DType::int4) {
-      const Buffer codes =
-          allocate_host(static_cast<std::size_t>(m.out) * static_cast<std::size_t>(m.in));
-      auto turn = [&](int index, int threads) noexcept {
-        transpose_codes(static_cast<std::uint8_t*>(codes.data()),
-                        static_cast<const std::uint8_t*>(m.data), m.out, m.in,
-                        part_of(m.in, index, threads), part_of(m.in, index + 1, threads));
-      };
-      pool_.run(turn);
-      std::memcpy(memory.data(), codes.data(), codes.bytes());
-      m.layout = Layout::input_major;
-    }
     return m;
   }
   WKV_CHECK(is_weight_float(want), unsupported, "[adopt] '", name, "': weights as ",
@@ -103,8 +114,10 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
   m.in = static_cast<int>(tensor.shape[1]);
   m.dtype = want;
   m.name = name;
+  m.data = tensor.data;  // kernels load unaligned
+  const bool turned = use == MatrixUse::ffn_value && skip_zeros_ == SkipZeros::on;
   if (want == tensor.dtype) {
-    m.data = tensor.data;  // kernels load unaligned
+    if (turned) return input_major(m, keep);
     keep.push_back(tensor.owner);
     return m;
   }
@@ -118,7 +131,58 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
   };
   pool_.run(fill);
   m.data = copy.data();
+  if (turned) return input_major(m, keep);
   keep.push_back(std::make_shared<Buffer>(copy));
+  return m;
+}
+
+Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<const void>>& keep) {
+  const auto size = [](int n) { return static_cast<std::size_t>(n); };
+  const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
+  const std::size_t groups = (size(from.in) + quantize::kGroup - 1) / quantize::kGroup;
+  const std::size_t row = quantize::row_bytes(from.dtype, from.out);
+  const std::size_t in_bytes = aligned(floats(from.in)), out_bytes = aligned(floats(from.out));
+  std::size_t bytes = aligned(size(from.in) * row);
+  if (from.group_scale != nullptr) bytes += aligned(groups * size(from.out) * 2);
+  for (const float* v : {from.in_scale, from.in_offset}) bytes += v != nullptr ? in_bytes : 0;
+  for (const float* v : {from.out_scale, from.out_offset}) bytes += v != nullptr ? out_bytes : 0;
+  const Buffer memory = allocate_host(bytes);
+
+  Matrix m = from;
+  m.layout = Layout::input_major;
+  m.data = memory.data();
+  auto* next = static_cast<std::byte*>(memory.data()) + aligned(size(from.in) * row);
+  const auto copy = [&next](const float*& vector, int n, std::size_t space) {
+    if (vector == nullptr) return;
+    std::memcpy(next, vector, floats(n));
+    vector = reinterpret_cast<const float*>(next);
+    next += space;
+  };
+  copy(m.in_scale, m.in, in_bytes);
+  copy(m.out_scale, m.out, out_bytes);
+  copy(m.in_offset, m.in, in_bytes);
+  copy(m.out_offset, m.out, out_bytes);
+  if (from.group_scale != nullptr) {
+    m.group_scale = next;
+    turn<std::uint16_t>(next, from.group_scale, from.out, static_cast<int>(groups), 0,
+                        static_cast<int>(groups));
+    std::memset(memory.data(), 0, size(from.in) * row);
+  }
+  auto part = [&](int index, int threads) noexcept {
+    const int begin = part_of(from.in, index, threads), end = part_of(from.in, index + 1, threads);
+    if (from.dtype == DType::int4)
+      turn_nibbles(static_cast<std::uint8_t*>(memory.data()), row,
+                   static_cast<const std::uint8_t*>(from.data),
+                   quantize::row_bytes(from.dtype, from.in), from.out, begin, end);
+    else if (from.dtype == DType::f32)
+      turn<std::uint32_t>(memory.data(), from.data, from.out, from.in, begin, end);
+    else if (quantize::is_quantized(from.dtype))
+      turn<std::uint8_t>(memory.data(), from.data, from.out, from.in, begin, end);
+    else
+      turn<std::uint16_t>(memory.data(), from.data, from.out, from.in, begin, end);
+  };
+  pool_.run(part);
+  keep.push_back(std::make_shared<Buffer>(memory));
   return m;
 }
 

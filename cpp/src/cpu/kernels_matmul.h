@@ -42,8 +42,8 @@ struct MatmulEpilogue {
   ptrdiff_t add_stride;
 };
 
-/// One product. W [out][in], or [in][out] if `input_major` (not int4); strides of x and y in
-/// floats.
+/// One product. W [out][in], or [in][out] if `input_major`: int4 then has two outputs of an input
+/// to a byte, the even one low, and its scales are [groups][out]. Strides of x and y in floats.
 struct MatmulArgs {
   const void* w;
   ptrdiff_t row_bytes;
@@ -67,6 +67,12 @@ struct MatmulArgs {
 /// makes results independent of the number of threads.
 constexpr int kOutBlock = 32;
 
+/// Parts that the inputs of a sparse product are cut into, which is also how many threads can share
+/// its first step.
+constexpr int kInputParts = 16;
+/// From this share of a part's inputs on all of its rows of W are read, without gaps.
+constexpr float kDenseShare = 0.75f;
+
 /// From `gemm_min_rows` of its type on a product is computed by `gemm`, below by `gemv`; with W
 /// input-major by `sparse` up to `sparse_max_rows`.
 struct MatmulKernels {
@@ -77,9 +83,14 @@ struct MatmulKernels {
   size_t (*gemv_scratch)(const MatmulArgs& args);
   void (*gemv)(const MatmulArgs& args, int begin, int end, void* scratch);
   /// Products with W input-major of up to `sparse_max_rows` rows: weights of inputs that are zero
-  /// in all rows are not read. Returns how many inputs were not.
+  /// in all rows are not read. The inputs are cut into kInputParts parts, each of which
+  /// sparse_part() adds up by itself in `sums` (sparse_sums(args) floats, 64-byte aligned); it
+  /// returns how many inputs were not zero. `scratch`: sparse_scratch(args) bytes. When all parts
+  /// are done sparse_finish() stores outputs [begin, end).
+  size_t (*sparse_sums)(const MatmulArgs& args);
   size_t (*sparse_scratch)(const MatmulArgs& args);
-  int (*sparse)(const MatmulArgs& args, int begin, int end, void* scratch);
+  int (*sparse_part)(const MatmulArgs& args, int part, float* sums, void* scratch);
+  void (*sparse_finish)(const MatmulArgs& args, const float* sums, int begin, int end);
   /// Products of many rows. x is packed first, in `pack_units(args)` independent units; `packed`
   /// (packed_bytes(args)) is then read by every thread. `scratch`: gemm_scratch(args) bytes.
   size_t (*packed_bytes)(const MatmulArgs& args);

@@ -99,15 +99,85 @@ inline f32v load(const int8_t* p) {
 #endif
 }
 
-inline f32v load(const uint8_t* p) {
+/// W unsigned bytes.
+inline i32v load_codes(const uint8_t* p) {
 #if defined(__AVX512F__)
-  return (f32v)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)));
+  return (i32v)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
 #elif defined(__AVX2__)
-  return (f32v)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+  return (i32v)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
 #else
   u8q q;
   __builtin_memcpy(&q, p, sizeof q);
-  return __builtin_convertvector(__builtin_convertvector(q, i32v), f32v);
+  return __builtin_convertvector(q, i32v);
+#endif
+}
+
+inline f32v load(const uint8_t* p) {
+#if defined(__AVX512F__)
+  return (f32v)_mm512_cvtepi32_ps((__m512i)load_codes(p));
+#elif defined(__AVX2__)
+  return (f32v)_mm256_cvtepi32_ps((__m256i)load_codes(p));
+#else
+  return __builtin_convertvector(load_codes(p), f32v);
+#endif
+}
+
+/// A bit for each lane that is not zero (NaN is not).
+inline uint32_t nonzero_lanes(f32v v) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)v, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < W; ++i) bits |= (v[i] != 0.0f ? 1u : 0u) << i;
+  return bits;
+#endif
+}
+
+/// The even and the odd ones of the 2 W values a, b.
+inline void split_pairs(f32v a, f32v b, f32v* even, f32v* odd) {
+#if defined(__AVX512F__)
+  const __m512i first = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(1));
+  *even = (f32v)_mm512_permutex2var_ps((__m512)a, first, (__m512)b);
+  *odd = (f32v)_mm512_permutex2var_ps((__m512)a, second, (__m512)b);
+#elif defined(__AVX2__)
+  const __m256 e = _mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+  const __m256 o = _mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd);
+  *even = (f32v)_mm256_permute4x64_pd((__m256d)e, 0xd8);
+  *odd = (f32v)_mm256_permute4x64_pd((__m256d)o, 0xd8);
+#else
+  const f32v x = a, y = b;
+  for (int i = 0; i < W / 2; ++i) {
+    (*even)[i] = x[2 * i];
+    (*even)[i + W / 2] = y[2 * i];
+    (*odd)[i] = x[2 * i + 1];
+    (*odd)[i + W / 2] = y[2 * i + 1];
+  }
+#endif
+}
+
+/// The inverse: a, b are 2 W values again.
+inline void join_pairs(f32v even, f32v odd, f32v* a, f32v* b) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+  *a = (f32v)_mm512_permutex2var_ps((__m512)even, low, (__m512)odd);
+  *b = (f32v)_mm512_permutex2var_ps((__m512)even, high, (__m512)odd);
+#elif defined(__AVX2__)
+  const __m256 low = _mm256_unpacklo_ps((__m256)even, (__m256)odd);
+  const __m256 high = _mm256_unpackhi_ps((__m256)even, (__m256)odd);
+  *a = (f32v)_mm256_permute2f128_ps(low, high, 0x20);
+  *b = (f32v)_mm256_permute2f128_ps(low, high, 0x31);
+#else
+  const f32v x = even, y = odd;
+  for (int i = 0; i < W / 2; ++i) {
+    (*a)[2 * i] = x[i];
+    (*a)[2 * i + 1] = y[i];
+    (*b)[2 * i] = x[i + W / 2];
+    (*b)[2 * i + 1] = y[i + W / 2];
+  }
 #endif
 }
 

@@ -393,10 +393,13 @@ void decode_row(const Matrix& w, int o, float* to) {
   const std::size_t groups = size((w.in + kGroup - 1) / kGroup);
   for (int i = 0; i < w.in; ++i) {
     if (w.dtype == DType::int4) {
-      const auto* scale = static_cast<const std::uint16_t*>(w.group_scale) + size(o) * groups;
-      const int codes = data[size(o) * row_bytes(w.dtype, w.in) + size(i / 2)];
-      const int code = codes >> (i % 2 * 4) & 15;
-      to[i] = static_cast<float>(code - 8) * f16_to_f32(scale[i / kGroup]);
+      const bool turned = w.layout == Layout::input_major;
+      const int row = turned ? i : o, col = turned ? o : i;
+      const int codes = data[size(row) * row_bytes(w.dtype, turned ? w.out : w.in) + size(col / 2)];
+      const std::size_t group = size(i / kGroup);
+      const std::size_t scale = turned ? group * size(w.out) + size(o) : size(o) * groups + group;
+      to[i] = static_cast<float>((codes >> (col % 2 * 4) & 15) - 8) *
+              f16_to_f32(static_cast<const std::uint16_t*>(w.group_scale)[scale]);
       continue;
     }
     const std::size_t element = w.layout == Layout::input_major ? size(i) * size(w.out) + size(o)

@@ -21,15 +21,17 @@ std::vector<DeviceInfo> devices() {
 
 std::vector<IsaInfo> isas() { return cpu::list_isas(); }
 
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads) {
+std::shared_ptr<Backend> make_backend(const Options& options) {
   constexpr int kMaxThreads = 1024;
+  const std::string& device = options.device;
+  const int threads = options.threads;
   WKV_CHECK(threads >= 0 && threads <= kMaxThreads, invalid_argument, "threads is ", threads,
             ", expected 0 (automatic) to ", kMaxThreads);
   // "auto" is the CPU until tests/gpu/run has passed on a GPU: kernels that only ever ran in the
   // host shim are for those who ask for them.
   if (device == "cpu" || device == "auto")
     return std::make_shared<cpu::CpuBackend>(threads == 0 ? usable_cores() : threads,
-                                             cpu::select_isa());
+                                             cpu::select_isa(), options.skip_zeros);
   if (device == "cuda") return make_cuda_backend(0);
   int index = 0;
   const char* end = device.data() + device.size();

@@ -5,11 +5,12 @@
 #include <string>
 
 #include "ops/backend.h"
+#include "wkv/wkv.hpp"
 
 namespace wkv {
 
-/// "auto" (the CPU for now), "cpu", "cuda", "cuda:N". `threads` is for the CPU, 0: usable
-/// cores. Throws Error(unsupported) with the reason, Error(invalid_argument) for another name.
-std::shared_ptr<Backend> make_backend(const std::string& device, int threads);
+/// For `options.device`: "auto" (the CPU for now), "cpu", "cuda", "cuda:N". Throws
+/// Error(unsupported) with the reason, Error(invalid_argument) for another name.
+std::shared_ptr<Backend> make_backend(const Options& options);
 
 }  // namespace wkv

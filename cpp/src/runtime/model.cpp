@@ -78,8 +78,9 @@ Model Model::load(std::shared_ptr<const TensorSource> source, const Options& opt
   const Detected sizes = detect(*source);
   auto impl = std::make_shared<detail::ModelImpl>();
   impl->info = detail::to_info(sizes);
-  const bool cpu = sizes.looks_back && options.device == "auto";
-  impl->backend = make_backend(cpu ? "cpu" : options.device, options.threads);
+  Options place = options;
+  if (sizes.looks_back && options.device == "auto") place.device = "cpu";
+  impl->backend = make_backend(place);
   WKV_CHECK(!sizes.looks_back || impl->backend->looks_back(), unsupported, "[load] RWKV-",
             sizes.version, sizes.head_qk > 0 ? " with a copy head" : "", " does not run on ",
             impl->backend->device(), "; use device=\"cpu\"");

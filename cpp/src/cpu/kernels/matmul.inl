@@ -18,8 +18,19 @@ namespace {
 #endif
 
 const MatmulKernels kMatmul = {
-    WKV_GEMM_MIN_ROWS, kSparseRows, gemv_scratch, gemv,         sparse_scratch, sparse,
-    packed_bytes,      pack_units,  pack,         gemm_scratch, gemm,
+    WKV_GEMM_MIN_ROWS,
+    kSparseMaxRows,
+    gemv_scratch,
+    gemv,
+    sparse_sums,
+    sparse_scratch,
+    sparse_part,
+    sparse_finish,
+    packed_bytes,
+    pack_units,
+    pack,
+    gemm_scratch,
+    gemm,
 };
 
 }  // namespace

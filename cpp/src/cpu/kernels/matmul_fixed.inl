@@ -215,9 +215,9 @@ bool gemv_fixed_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
 bool gemv_fixed(const MatmulArgs& a, int begin, int end, void* scratch) {
   switch (a.type) {
     case kWeightI8:
-      return gemv_fixed_typed<FixedByte<int8_t>>(a, begin, end, scratch);
+      return gemv_fixed_typed<FixedByte</*kSigned=*/true>>(a, begin, end, scratch);
     case kWeightU8:
-      return gemv_fixed_typed<FixedByte<uint8_t>>(a, begin, end, scratch);
+      return gemv_fixed_typed<FixedByte</*kSigned=*/false>>(a, begin, end, scratch);
     case kWeightI4:
       return gemv_fixed_typed<FixedI4>(a, begin, end, scratch);
     default:
@@ -226,7 +226,7 @@ bool gemv_fixed(const MatmulArgs& a, int begin, int end, void* scratch) {
 }
 
 size_t fixed_scratch(const MatmulArgs& a) {
-  const size_t bytes = fixed_row_bytes<FixedByte<uint8_t>>(a.in);
+  const size_t bytes = fixed_row_bytes<FixedByte<true>>(a.in);
   const size_t i4 = fixed_row_bytes<FixedI4>(a.in);
   return (size_t)a.rows *
          ((bytes > i4 ? bytes : i4) + (kOutBlock + 1) * sizeof(float) + sizeof(RowSums));

@@ -12,13 +12,12 @@ inline void store_bytes(void* p, __m256i v) { _mm256_storeu_si256((__m256i*)p, v
 /// One code a byte. x is two digits of base 2^15 in -2^14..2^14 (29 bits): a step is [high even,
 /// high odd, low even, low odd][16 inputs] of 16 bits. For one row only: with more, converting the
 /// codes to floats once for all is faster.
-template <class Code>
+template <bool kSigned>
 struct FixedByte {
   static constexpr int kBits = 29;
   static constexpr int kInputs = 32, kBytes = 32, kGroups = 0;
   static constexpr int kXBytes = 4 * 32, kHeadBytes = 0;
   static constexpr int kMaxX = 1, kMaxRows = 1;
-  static constexpr bool kSigned = (Code)-1 < 0;
   static constexpr int weight_rows(int) { return 2; }
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,

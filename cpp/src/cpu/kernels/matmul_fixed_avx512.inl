@@ -13,15 +13,14 @@ inline void store_low_bytes(unsigned char* to, __m512i v) {
 }
 
 /// One code a byte. x is four digits of base 256 in -128..127: a step is two lines of [digit][64
-/// inputs]. The sums begin with -128 times those of the digits for signed codes, which are read as
-/// code + 128. For one row only: with more, converting the codes to floats once for all is as fast.
-template <class Code>
+/// inputs]. Signed codes are read as code + 128; the sums begin with -128 times those of the digits
+/// then. For one row only: with more, converting the codes to floats once for all is as fast.
+template <bool kSigned>
 struct FixedByte {
   static constexpr int kDigits = 4, kBits = 30, kLines = 2;
   static constexpr int kInputs = kLines * 64, kBytes = kInputs, kGroups = 0;
   static constexpr int kXBytes = kLines * kDigits * 64, kHeadBytes = kDigits * 64;
   static constexpr int kMaxX = 1, kMaxRows = 1;
-  static constexpr bool kSigned = (Code)-1 < 0;
   static constexpr int weight_rows(int) { return 1; }
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,

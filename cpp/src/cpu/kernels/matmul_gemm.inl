@@ -199,7 +199,7 @@ inline Gemm gemm_of(const MatmulArgs& a) {
     case kWeightU8:
       return a.input_major ? gemm_typed<InputMajor<uint8_t>> : gemm_typed<OutputMajor<UnpackU8>>;
     default:
-      return gemm_typed<OutputMajor<UnpackI4>>;
+      return a.input_major ? gemm_typed<InputMajorI4> : gemm_typed<OutputMajor<UnpackI4>>;
   }
 }
 
