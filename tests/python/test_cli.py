@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +26,12 @@ def cli(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
         timeout=120,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture(params=[isa.name for isa in wkv.isas() if isa.runnable])
+def isa(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def test_version_and_help() -> None:
@@ -165,6 +173,28 @@ def test_generate(bytes_model: str) -> None:
     assert cli(*base, "--prompt", "ab", "--seed", "6").stdout != seeded[0]
     echoed = cli(*base, "--prompt", "ab", "--temperature", "0", "--echo")
     assert echoed.stdout == "ab" + greedy.stdout
+
+
+def test_the_tokenizer_of_another_model(bytes_model: str) -> None:
+    done = cli("generate", bytes_model, "--device", "cpu", "--prompt", "Hello world")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "World of 65536 ids" in done.stderr
+    assert "--tokenizer bytes" in done.stderr
+
+
+def test_the_readme_shows_what_the_small_model_writes(shared: Path, isa: str) -> None:
+    """The command of the README, letter by letter, on every instruction set."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = re.search(r"```\n\$ wkv (generate tiny-.*)\n((?:.*\n)*?)```", readme)
+    assert shown is not None
+    command, *arguments = shlex.split(shown[1])
+    model = shared / "tiny" / arguments[0]
+    if not model.exists():
+        pytest.skip(f"no {model}")
+    done = cli(command, str(model), *arguments[1:], WKV_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + "\n" == shown[2]
 
 
 def test_generate_saves_its_state(bytes_model: str, tmp_path: Path) -> None:
