@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -202,6 +207,32 @@ def test_generate_saves_its_state(bytes_model: str, tmp_path: Path) -> None:
     base = ("generate", bytes_model, "--tokenizer", "bytes", "--device", "cpu", "--max-tokens", "5")
     assert cli(*base, "--prompt", "ab", "--save-state", path).returncode == 0
     assert cli(*base, "--prompt", "c", "--state", path).returncode == 0
+
+
+def test_bars_on_a_terminal_only(bytes_model: str) -> None:
+    """Standard error is a terminal here, standard output a pipe that holds the text alone."""
+    base = (sys.executable, "-m", "wkv", "generate", bytes_model, "--tokenizer", "bytes")
+    command = (*base, "--device", "cpu", "--max-tokens", "5", "--temperature", "0")
+    prompt = "ab" * 2500
+    plain = subprocess.run([*command, "--prompt", prompt], capture_output=True, timeout=60)
+    assert plain.stderr == b""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # 24 lines, 80 columns
+    with subprocess.Popen(
+        [*command, "--prompt", prompt], stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(ours, 4096):
+                shown += data
+        os.close(ours)
+        assert process.stdout is not None
+        assert process.stdout.read() == plain.stdout
+    assert process.returncode == 0
+    assert b"loading" in shown
+    assert b"reading" in shown
+    assert b"\n" not in shown  # the bars are gone at the end
 
 
 def test_ctrl_c(bytes_model: str) -> None:
