@@ -83,8 +83,8 @@ def test_adversarial_codes(target: Target, want: str, rows: int) -> None:
 @each_target
 @pytest.mark.parametrize("want", FORMATS)
 def test_hard_inputs(target: Target, want: str) -> None:
-    """Fixed point holds, or leaves to floats, whatever x is: digits that carry, long rows, outliers,
-    magnitudes at both ends of fp32.
+    """Fixed point holds, or leaves to floats, whatever x is: digits that carry, long rows,
+    outliers, magnitudes at both ends of fp32.
     """
     rng = np.random.default_rng(2)
     device = target.open()
