@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 PREFIX = "kernels_"  # cpp/src/cpu/kernels_avx2.cpp defines wkv::cpu::kernels_avx2
+OTHERS = {"vector_passes_avx2": "wkv::detail::kAvx2Passes"}  # of the sampler
 
 
 def external_symbols(path: Path) -> list[tuple[str, str]]:
@@ -43,7 +44,18 @@ def faults(path: Path, table: str) -> list[str]:
 
 def kernel_objects(build: Path) -> list[Path]:
     """The per-ISA objects of a build."""
-    return sorted(build.glob(f"**/wkv_objects.dir/**/{PREFIX}*.cpp.o"))
+    patterns = (f"{PREFIX}*", *OTHERS)
+    return sorted(
+        path
+        for pattern in patterns
+        for path in build.glob(f"**/wkv_objects.dir/**/{pattern}.cpp.o")
+    )
+
+
+def table_of(path: Path) -> str:
+    """The one symbol that an object may define."""
+    name = path.name.removesuffix(".cpp.o")
+    return OTHERS.get(name, f"wkv::cpu::{name}")
 
 
 def main() -> int:
@@ -52,11 +64,11 @@ def main() -> int:
     build = parser.parse_args().build
     objects = kernel_objects(build)
     if not objects:
-        print(f"no {PREFIX}*.cpp.o below {build}: build first")
+        print(f"no per-ISA object below {build}: build first")
         return 1
     wrong = []
     for path in objects:
-        wrong += faults(path, f"wkv::cpu::{path.name.removesuffix('.cpp.o')}")
+        wrong += faults(path, table_of(path))
     print("\n".join(wrong or [f"symbols: {len(objects)} objects define their table and no more"]))
     return 1 if wrong else 0
 

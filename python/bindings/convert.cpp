@@ -7,6 +7,8 @@
 #include <filesystem>
 #include <limits>
 #include <span>
+#include <string_view>
+#include <system_error>
 
 namespace wkv::python {
 namespace {
@@ -195,8 +197,11 @@ void raise_os_error(const Error& error, const std::filesystem::path& path) {
   } else if (std::filesystem::is_directory(path, ignored)) {
     kind = PyExc_IsADirectoryError;
     number = EISDIR;
+  } else if (std::string_view(error.what()).ends_with(std::generic_category().message(EACCES))) {
+    kind = PyExc_PermissionError;
+    number = EACCES;
   }
-  // One argument keeps str(e) the library's sentence; errno and filename are set beside it.
+  // One argument keeps str(e) the library's sentence; errno is set beside it.
   const py::object exception = py::handle(kind)(error.what());
   exception.attr("errno") = number;
   PyErr_SetObject(kind, exception.ptr());

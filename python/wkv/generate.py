@@ -29,6 +29,16 @@ class _Model(Protocol):
     def forward(self, ids: Any, state: Any) -> NDArray[np.float32]: ...
 
 
+def _check_vocabulary(model: _Model, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+    """A tokenizer of another model is the likeliest mistake; forward() would only name the id."""
+    info = getattr(model, "info", None)
+    if info is not None and ids and max(ids) >= info.n_vocab:
+        raise ValueError(
+            f"[generate] {tokenizer!r} is not this model's: the prompt has id {max(ids)}, the "
+            f"model {info.n_vocab} ids (256: Tokenizer.bytes(), --tokenizer bytes)"
+        )
+
+
 def generate(
     model: _Model,
     tokenizer: Tokenizer,
@@ -141,6 +151,7 @@ class Generation(Iterator[str]):
     ) -> None:
         if isinstance(prompt, (str, bytes)):
             unread = tokenizer.encode(prompt)
+            _check_vocabulary(model, tokenizer, unread)
         else:
             unread = [int(token) for token in prompt]
         if not unread and logits is None:

@@ -40,6 +40,7 @@ def test_tool_is_content(tool: str) -> None:
         ("cpp/src/models/v9.cpp", '"cpu/isa.h"'),
         ("cpp/src/core/x.cpp", '"ops/ops.h"'),
         ("cpp/src/cpu/kernels_avx9.cpp", "<vector>"),
+        ("cpp/src/text/vector_passes_avx9.cpp", "<cmath>"),
         ("bench/x.cpp", '"core/check.h"'),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 from ops.harness import REPOSITORY, build_dirs
 
 sys.path.insert(0, str(REPOSITORY / "tools"))
-from check_symbols import faults, kernel_objects
+from check_symbols import faults, kernel_objects, table_of
 
 pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
 
@@ -21,7 +21,7 @@ def test_built_objects_define_their_table_alone() -> None:
     if not objects:
         pytest.skip("no build to look at; set WKV_BUILD_DIR")
     for path in objects:
-        assert not faults(path, f"wkv::cpu::{path.name.removesuffix('.cpp.o')}")
+        assert not faults(path, table_of(path))
 
 
 @pytest.fixture

@@ -289,7 +289,9 @@ TEST_CASE("files that cannot be opened") {
   for (const char* tried : {"/no", "/no.pth", "/no.safetensors"})
     CHECK(missing.find(tried) != std::string::npos);
   CHECK(open(directory / ".").find("directory") != std::string::npos);
-  write_file(directory / "empty.pth", "");
-  CHECK(open(directory / "empty").find("empty") != std::string::npos);
   CHECK(open("/dev/null").find("regular") != std::string::npos);
+  write_file(directory / "empty.pth", "");  // a download that never began
+  const std::string empty =
+      error_of(ErrorCode::bad_model, [&] { wkv::open_checkpoint(directory / "empty"); });
+  CHECK(empty.find("empty") != std::string::npos);
 }

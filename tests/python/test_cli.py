@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
+import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -24,6 +31,12 @@ def cli(*arguments: str, stdin: str = "", **environment: str) -> subprocess.Comp
         timeout=120,
         env={**os.environ, **environment},
     )
+
+
+@pytest.fixture(params=[isa.name for isa in wkv.isas() if isa.runnable])
+def isa(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def test_version_and_help() -> None:
@@ -167,11 +180,59 @@ def test_generate(bytes_model: str) -> None:
     assert echoed.stdout == "ab" + greedy.stdout
 
 
+def test_the_tokenizer_of_another_model(bytes_model: str) -> None:
+    done = cli("generate", bytes_model, "--device", "cpu", "--prompt", "Hello world")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "World of 65536 ids" in done.stderr
+    assert "--tokenizer bytes" in done.stderr
+
+
+def test_the_readme_shows_what_the_small_model_writes(shared: Path, isa: str) -> None:
+    """The command of the README, letter by letter, on every instruction set."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = re.search(r"```\n\$ wkv (generate tiny-.*)\n((?:.*\n)*?)```", readme)
+    assert shown is not None
+    command, *arguments = shlex.split(shown[1])
+    model = shared / "tiny" / arguments[0]
+    if not model.exists():
+        pytest.skip(f"no {model}")
+    done = cli(command, str(model), *arguments[1:], WKV_ISA=isa)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + "\n" == shown[2]
+
+
 def test_generate_saves_its_state(bytes_model: str, tmp_path: Path) -> None:
     path = str(tmp_path / "a.state")
     base = ("generate", bytes_model, "--tokenizer", "bytes", "--device", "cpu", "--max-tokens", "5")
     assert cli(*base, "--prompt", "ab", "--save-state", path).returncode == 0
     assert cli(*base, "--prompt", "c", "--state", path).returncode == 0
+
+
+def test_bars_on_a_terminal_only(bytes_model: str) -> None:
+    """Standard error is a terminal here, standard output a pipe that holds the text alone."""
+    base = (sys.executable, "-m", "wkv", "generate", bytes_model, "--tokenizer", "bytes")
+    command = (*base, "--device", "cpu", "--max-tokens", "5", "--temperature", "0")
+    prompt = "ab" * 2500
+    plain = subprocess.run([*command, "--prompt", prompt], capture_output=True, timeout=60)
+    assert plain.stderr == b""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # 24 lines, 80 columns
+    with subprocess.Popen(
+        [*command, "--prompt", prompt], stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(ours, 4096):
+                shown += data
+        os.close(ours)
+        assert process.stdout is not None
+        assert process.stdout.read() == plain.stdout
+    assert process.returncode == 0
+    assert b"loading" in shown
+    assert b"reading" in shown
+    assert b"\n" not in shown  # the bars are gone at the end
 
 
 def test_ctrl_c(bytes_model: str) -> None:

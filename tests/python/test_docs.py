@@ -19,6 +19,20 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
+def test_the_ten_lines_of_the_readme(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = wkv.Model.synthetic("v7:2x64:65536", device="cpu")
+    monkeypatch.setattr(wkv.Model, "load", lambda path: model)
+    (code,) = blocks("../README.md")
+    names: dict[str, object] = {}
+    exec(code, names)
+    state = names["state"]
+    assert isinstance(state, wkv.State)
+    assert state.position > 10
+    assert capsys.readouterr().out
+
+
 @pytest.fixture
 def here(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with a model.pth (v7, 64 tokens)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -105,9 +106,10 @@ def test_typed() -> None:
     assert result.returncode == 0, result.stdout
 
 
-def test_usage_runs(golden: Path, run_python: RunPython) -> None:
+def test_usage_runs(golden: Path, tmp_path: Path, run_python: RunPython) -> None:
     code = (HERE / "usage.py").read_text()
-    result = run_python(code, str(golden / "v7" / "model.pth"))
+    path = shutil.copy(golden / "v7" / "model.pth", tmp_path)
+    result = run_python(code, str(path))
     assert result.returncode == 0, result.stderr
 
 

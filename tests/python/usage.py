@@ -36,6 +36,26 @@ def main(path: str) -> None:
     position: int = again.position
     assert position == state.position
 
+    state.save(path + ".state")
+    state = model.load_state(path + ".state")
+
+    tokenizer: wkv.Tokenizer = wkv.Tokenizer.bytes()
+    ids: list[int] = tokenizer.encode("some text")
+    text: str = tokenizer.decode(ids)
+    batch: list[list[int]] = tokenizer.encode_batch([text, text])
+    assert batch == [ids, ids]
+    logits = model.forward([token % info.n_vocab for token in ids], model.new_state())
+    sampling = wkv.Sampling(temperature=1.0, top_p=0.85, seed=1)
+    token: int = wkv.Sampler(sampling).sample(logits)
+    prompt: list[int] = [token]
+    answer: wkv.Generation = wkv.generate(
+        model, tokenizer, prompt, max_tokens=20, sampling=sampling, stop=["\n\nUser:"], state=None
+    )
+    for piece in answer:
+        shown: str = piece
+        print(shown, end="")
+    assert answer.reason in ("stop", "eos", "length")
+
     for device in wkv.devices():
         assert device.usable or device.reason
     names: list[str] = [isa.name for isa in wkv.isas() if isa.runnable]

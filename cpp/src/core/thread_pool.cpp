@@ -6,6 +6,10 @@
 // in the kernel. Nobody spins when there are more threads than CPUs they may use: a spinning thread
 // would only keep the one it waits for from running.
 //
+// An index belongs to one worker, but whoever claims it for an epoch first executes it. A caller
+// that is done takes those whose worker has not come yet: other programs may keep it from its CPU
+// for milliseconds, a hundred times a token.
+//
 // fork(): a child has the memory of the pool but none of its workers. It is noticed, and run() then
 // executes every index on the caller, one after the other, with the same results; the destructor
 // leaves the lost threads alone. Forking while a run is in progress is the caller's mistake.
@@ -69,9 +73,21 @@ void wait_while(const Word& word, std::int32_t old, bool spin, Word& sleepers) n
   sleepers.fetch_sub(1);
 }
 
-struct alignas(64) Done {
-  Word epoch{0};     // the last epoch this worker has finished
-  Word sleepers{0};  // 1 while the caller sleeps on it
+struct Done {
+  alignas(64) Word epoch{0};  // the last epoch this worker has finished
+  Word sleepers{0};           // 1 while the caller sleeps on it
+  // The last epoch in which somebody took this index. A line of its own: the caller looks at it
+  // only when it would have to wait.
+  alignas(64) Word claimed{0};
+
+  /// Whether the index is ours to execute in epoch `now`. A late worker may ask for one that is
+  /// over: claims only go forward. (Epochs wrap, so they are compared by their distance.)
+  bool claim(std::int32_t now) noexcept {
+    std::int32_t last = claimed.load(std::memory_order_relaxed);
+    const auto ahead = static_cast<std::uint32_t>(now) - static_cast<std::uint32_t>(last);
+    return static_cast<std::int32_t>(ahead) > 0 &&
+           claimed.compare_exchange_strong(last, now, std::memory_order_acq_rel);
+  }
 };
 
 }  // namespace
@@ -89,6 +105,8 @@ struct ThreadPool::Impl {
       wait_while(epoch, seen, spin, sleepers);
       seen = epoch.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
+      // Once claimed the caller waits for us; before that `function` may already be the next one.
+      if (!mine.claim(seen)) continue;
       function(context, index, threads);
       mine.epoch.store(seen);
       if (mine.sleepers.load() != 0) mine.epoch.notify_one();
@@ -158,6 +176,11 @@ void ThreadPool::run(Function fn, void* context) noexcept {
   fn(context, 0, p.threads);
   for (std::size_t i = 1; i < p.done.size(); ++i) {
     Done& d = p.done[i];
+    if (d.epoch.load(std::memory_order_acquire) == now) continue;
+    if (d.claim(now)) {
+      fn(context, static_cast<int>(i), p.threads);
+      continue;
+    }
     for (std::int32_t e = d.epoch.load(std::memory_order_acquire); e != now;
          e = d.epoch.load(std::memory_order_acquire))
       wait_while(d.epoch, e, p.spin, d.sleepers);

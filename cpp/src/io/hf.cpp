@@ -138,6 +138,7 @@ std::vector<Rule> sub_block_rules(const std::string& prefix, std::string_view le
   // One stored tensor holds a mixing vector per letter.
   const auto slices = [&](std::string_view stem, std::string_view letters) {
     std::vector<Rule> rules;
+    rules.reserve(letters.size());
     for (std::size_t i = 0; i < letters.size(); ++i)
       rules.push_back(
           {prefix + std::string(stem) + letters[i], Change::slice, static_cast<int>(i)});
@@ -155,7 +156,7 @@ std::vector<Rule> sub_block_rules(const std::string& prefix, std::string_view le
 
 // The official tensors that a stored one holds.
 std::vector<Rule> rules_of(const std::string& stored) {
-  const std::vector<Rule> as_it_is{{stored, Change::none}};
+  std::vector<Rule> as_it_is{{stored, Change::none}};
   std::string_view rest = stored;
   if (!take(rest, "rwkv.")) take(rest, "model.");
   if (const auto name = look_up(kTopLevel, rest)) return {{std::string(*name), Change::none}};

@@ -38,7 +38,7 @@ Mapping map_file(const std::filesystem::path& path, const std::string& name) {
   const std::shared_ptr<void> file(opened, close);
   LARGE_INTEGER size{};
   WKV_CHECK(GetFileSizeEx(opened, &size) != 0, io, "[", name, "] its size cannot be read");
-  WKV_CHECK(size.QuadPart > 0, io, "[", name, "] is empty (0 bytes)");
+  WKV_CHECK(size.QuadPart > 0, bad_model, "[", name, "] is empty (0 bytes)");
   const HANDLE section = CreateFileMappingW(opened, nullptr, PAGE_READONLY, 0, 0, nullptr);
   WKV_CHECK(section != nullptr, io, "[", name, "] cannot be mapped (Windows error ", GetLastError(),
             ")");
@@ -64,7 +64,7 @@ Mapping map_file(const std::filesystem::path& path, const std::string& name) {
   WKV_CHECK(::fstat(fd, &info) == 0, io, "[", name, "] cannot be read: ", std::strerror(errno));
   WKV_CHECK(!S_ISDIR(info.st_mode), io, "[", name, "] is a directory, not a file");
   WKV_CHECK(S_ISREG(info.st_mode), io, "[", name, "] is not a regular file and cannot be mapped");
-  WKV_CHECK(info.st_size > 0, io, "[", name, "] is empty (0 bytes)");
+  WKV_CHECK(info.st_size > 0, bad_model, "[", name, "] is empty (0 bytes)");
   const auto size = static_cast<std::size_t>(info.st_size);
   void* data = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
   WKV_CHECK(data != MAP_FAILED, io, "[", name, "] cannot be mapped (", size,
@@ -91,7 +91,7 @@ std::shared_ptr<const MappedFile> MappedFile::from_bytes(std::vector<std::byte> 
                                                          std::string name) {
   auto file = std::shared_ptr<MappedFile>(new MappedFile);
   file->name_ = std::move(name);
-  WKV_CHECK(!bytes.empty(), io, "[", file->name_, "] is empty (0 bytes)");
+  WKV_CHECK(!bytes.empty(), bad_model, "[", file->name_, "] is empty (0 bytes)");
   auto owned = std::make_shared<const std::vector<std::byte>>(std::move(bytes));
   file->bytes_ = *owned;
   file->owner_ = std::move(owned);

@@ -15,7 +15,7 @@ namespace wkv {
 /// away: reading them then raises SIGBUS, as with any mapping.
 class MappedFile {
  public:
-  /// Throws Error(io): missing, a directory, unreadable, empty.
+  /// Throws Error(io): missing, a directory, unreadable; Error(bad_model): empty.
   static std::shared_ptr<const MappedFile> open(const std::filesystem::path& path);
   static std::shared_ptr<const MappedFile> from_bytes(std::vector<std::byte> bytes,
                                                       std::string name);

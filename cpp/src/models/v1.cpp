@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "models/copy_head.h"
@@ -150,7 +149,7 @@ Model::Model(Checkpoint& in, const Detected& d)
     b.state.sum_k = layout.add(name + "attn.sum_k", {d.n_att});
     b.state.kv = layout.add(name + "attn.kv", {d.ctx_len, d.n_head, d.head_size});
     b.state.mlp_shift = layout.add(name + "mlp.shift", {d.n_embd});
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
   copy_ = *load_copy_head(in, d, layout);
 }

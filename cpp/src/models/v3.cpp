@@ -4,7 +4,6 @@
 #include <cmath>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "models/channel_mix.h"
@@ -107,7 +106,7 @@ Model::Model(Checkpoint& in, const Detected& d) : frame_(load_frame(in, d)) {
       b.state.wkv = {aa.offset, 2 * aa.size};
     }
     b.state.ffn_shift = layout.add(name + "ffn.shift", {d.n_embd});
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
   copy_ = load_copy_head(in, d, layout);
 }

@@ -138,7 +138,7 @@ Model::Model(Checkpoint& in, const Detected& d) : frame_(load_frame(in, d)) {
       b.tiny = load_tiny_attention(in, name, d.n_embd, layout);
       tiny_ = true;
     }
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
   copy_ = load_copy_head(in, d, layout);
 }

@@ -1,7 +1,6 @@
 // RWKV-6 "Finch" (arXiv:2404.05892); spec section 7. C = H * N, D the rank of the token-shift LoRA.
 #include <array>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "models/channel_mix.h"
@@ -121,7 +120,7 @@ Model::Model(Checkpoint& in, const Detected& d) : frame_(load_frame(in, d)) {
       initial_parts.emplace_back(layout.slots().size() - 1,
                                  swap_axes(in.values(name + "att.time_state", H * N * N), H, N, N));
     b.state.ffn_shift = layout.add(name + "ffn.shift", {d.n_embd});
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
 }
 

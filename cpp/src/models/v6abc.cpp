@@ -4,7 +4,6 @@
 #include <array>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "models/channel_mix.h"
@@ -147,7 +146,7 @@ Model::Model(Checkpoint& in, const Detected& d) : frame_(load_frame(in, d)) {
     b.state.att_shift = layout.add(name + "att.shift", {d.n_embd});
     b.state.wkv = layout.add(name + "att.wkv", {H, N, N});
     b.state.ffn_shift = layout.add(name + "ffn.shift", {d.n_embd});
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
 }
 

@@ -2,7 +2,6 @@
 #include <array>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "core/check.h"
@@ -192,7 +191,7 @@ Model::Model(Checkpoint& in, const Detected& d) : frame_(load_frame(in, d)) {
       initial_parts.emplace_back(layout.slots().size() - 1,
                                  swap_axes(in.values(name + "att.time_state", H * N * N), H, N, N));
     b.state.ffn_shift = layout.add(name + "ffn.shift", {d.n_embd});
-    blocks_.push_back(std::move(b));
+    blocks_.push_back(b);
   }
 }
 

@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         stop=arguments.stop,
         state=state,
+        # A short prompt is read before anybody could look at a bar.
+        progress=True if sys.stderr.isatty() and len(prompt) > 4000 else None,
     )
     for piece in pieces:
         sys.stdout.write(piece)
