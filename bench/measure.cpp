@@ -164,6 +164,7 @@ class Bench {
     if (tokens == 0) tokens = steps;
     std::vector<double> tok_s;
     std::vector<double> cpu_share;
+    const HiddenUnits before = model().hidden_units();
     const Timer all;
     while (another(tok_s.size(), full, all)) {
       const Timer timer;
@@ -172,6 +173,10 @@ class Bench {
       const double capacity = timer.seconds() * std::max(result_.threads, 1);
       cpu_share.push_back((cpu_seconds() - cpu) / capacity);
     }
+    const HiddenUnits after = model().hidden_units();
+    if (after.seen > before.seen)
+      result_.active_share = static_cast<double>(after.active - before.active) /
+                             static_cast<double>(after.seen - before.seen);
     result_.decode_tokens = tokens;
     result_.decode_tok_s = summarise(tok_s);
     result_.cpu_share = summarise(cpu_share);

@@ -37,8 +37,12 @@ struct Result {
   Figure weight_bytes_per_token;
   Figure read_bandwidth_gb_s;  ///< of the faster loop, before and after the model ran
   Figure bandwidth_fraction;   ///< decode_tok_s * weight_bytes_per_token / median bandwidth
-  Figure cpu_share;            ///< CPU time / (wall time * threads) while decoding: below 0.97
-                               ///< somebody else used the machine
+  /// Hidden units of channel mixes that were not zero while decoding; negative where all weights
+  /// are read. The weights of the others are left out, which bandwidth_fraction does not see: it
+  /// tells how many times as fast as a dense program at the roof this one is.
+  double active_share = -1;
+  Figure cpu_share;  ///< CPU time / (wall time * threads) while decoding: below 0.97
+                     ///< somebody else used the machine
 };
 
 /// Throws wkv::Error, std::runtime_error.

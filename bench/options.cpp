@@ -17,8 +17,8 @@ machine in the same run.
   batch                tokens per second of 1 to 64 streams at once
 
   --model FILE         a .pth or .safetensors checkpoint
-  --synthetic SPEC     v7:24x2048[:65536], version:layers x channels:vocabulary
-                       (default v7:24x1024, 0.4B parameters)
+  --synthetic SPEC     v7:24x2048[:65536][@0.2], version:layers x channels:vocabulary@share of
+                       hidden units that are not zero (default v7:24x1024, 0.4B parameters)
   --dtype NAME         fp32, fp16, bf16, int8, int4, mm8 (default: as stored; synthetic: bf16)
   --device NAME        auto, cpu, cuda, cuda:N (default cpu)
   --threads N          CPU threads (default: physical cores)

@@ -41,6 +41,19 @@ def test_json_is_one_object_with_every_figure() -> None:
     assert result["bandwidth_fraction"]["median"] == pytest.approx(fraction, rel=1e-6)
 
 
+def test_hidden_units_that_are_zero() -> None:
+    options = ("--synthetic", "v7:1x64:32@0.2", "--tokens", "4", "--runs", "1", "--json")
+    for extra, share in [
+        (("--dtype", "int8"), 0.2),
+        (("--skip-zeros", "on"), 0.2),
+        (("--dtype", "int8", "--skip-zeros", "off"), None),
+        ((), None),
+    ]:
+        done = run("decode", *options, *extra)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["active_share"] == pytest.approx(share, abs=0.08)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
@@ -51,6 +64,7 @@ def test_json_is_one_object_with_every_figure() -> None:
         (["--model", "a", "--synthetic", "v7:2x64"], 2, "exclude"),
         (["--synthetic", "v7:2"], 2, "v7:2"),
         (["--model", "/nowhere.pth"], 1, "/nowhere.pth"),
+        (["--skip-zeros", "maybe"], 2, "maybe"),
         (["--isa", "sse9", "--synthetic", "v7:1x64:9"], 1, "sse9"),
     ],
 )

@@ -82,6 +82,15 @@ TEST_CASE("synthetic values: right moments, equal for equal seeds, one for each 
   CHECK(rows[1025] == 1.0f);
 }
 
+TEST_CASE("the density of hidden units is the share of rows of ffn.key that count") {
+  const auto source = wkv::synthetic_checkpoint("v7:1x64:16@0.2", DType::f32);
+  const auto key = source->get("blocks.0.ffn.key.weight");
+  const auto* rows = static_cast<const float*>(key.data);
+  int zero = 0;
+  for (int f = 0; f < 256; ++f) zero += rows[f * 64] == 0 && rows[f * 64 + 63] == 0;
+  CHECK(zero == doctest::Approx(0.6 * 256).epsilon(0.15));
+}
+
 TEST_CASE("specs of synthetic checkpoints") {
   const auto spec = wkv::SyntheticSpec::parse("v6:24x2048");
   CHECK(spec.version == "6.0");
@@ -90,9 +99,26 @@ TEST_CASE("specs of synthetic checkpoints") {
   CHECK(wkv::SyntheticSpec::parse("v4:1x40").vocab == 50277);
   CHECK(wkv::SyntheticSpec::parse("v4:1x40").head_size == 40);
   CHECK(wkv::SyntheticSpec::parse("v7:2x64:100:8").head_size == 8);
-  for (const char* wrong : {"", "v8:1x64", "v7", "v7:1", "v7:x64", "v7:0x64", "v7:1x65:10",
-                            "v7:1x64:", "v7:1x64:10:", "v7:1x64:10:8:1", "v7:1x64:-1", "v7:1x64x2",
-                            "v7:99999999999x64", "7:1x64", "v7:1x64:10:48"}) {
+  for (const char* wrong : {"",
+                            "v8:1x64",
+                            "v7",
+                            "v7:1",
+                            "v7:x64",
+                            "v7:0x64",
+                            "v7:1x65:10",
+                            "v7:1x64:",
+                            "v7:1x64:10:",
+                            "v7:1x64:10:8:1",
+                            "v7:1x64:-1",
+                            "v7:1x64x2",
+                            "v7:99999999999x64",
+                            "7:1x64",
+                            "v7:1x64:10:48",
+                            "v7:1x64@",
+                            "v7:1x64@0",
+                            "v7:1x64@0.6",
+                            "v7:1x64@x",
+                            "v7:1x64@nan"}) {
     CAPTURE(wrong);
     try {
       wkv::synthetic_checkpoint(wrong);

@@ -255,3 +255,19 @@ def test_overhead_of_a_call() -> None:
         times.append(time.perf_counter() - start)
     # The whole call, arithmetic included; the best tenth, since the machine may be busy.
     assert sorted(times)[200] < 30e-6
+
+
+@pytest.mark.parametrize("version", ["v4", "v5", "v6", "v7"])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8", "int4"])
+def test_units_that_are_zero_may_be_skipped(version: str, dtype: Any) -> None:
+    """The same logits, whether rows of ffn.value are left unread or not."""
+    ids = [5, 1, 4, 1, 5, 9, 2, 6]
+    rows = []
+    for skip in (False, True):
+        model = wkv.Model.synthetic(f"{version}:2x64:100@0.2", dtype=dtype, skip_zeros=skip)
+        state = model.new_state()
+        logits = [model.forward(ids[:3], state), *(model.forward([i], state) for i in ids[3:])]
+        batch = [state.copy() for _ in range(3)]
+        logits.extend(model.forward_batch([[1], [2], [3]], batch))
+        rows.append(np.stack(logits))
+    np.testing.assert_allclose(rows[1], rows[0], atol=1e-5 * np.abs(rows[0]).max())

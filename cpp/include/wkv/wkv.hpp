@@ -38,6 +38,12 @@ enum class SkipZeros : std::uint8_t {
   off,
 };
 
+/// Since the model was loaded, in steps of few rows: what SkipZeros has to work with.
+struct HiddenUnits {
+  std::int64_t seen = 0;    ///< 0 where nothing is skipped
+  std::int64_t active = 0;  ///< not zero for some row of the step
+};
+
 struct Options {
   std::string device = "auto";     ///< "auto" (the CPU for now), "cpu", "cuda", "cuda:1"
   DType dtype = DType::automatic;  ///< weights; automatic keeps the stored types
@@ -142,6 +148,8 @@ class WKV_API Model {
   DType dtype() const noexcept;  ///< of the block matrices
   /// Bytes of weights that a token of batch 1 reads once; the embedding row excluded.
   std::int64_t weight_bytes_per_token() const noexcept;
+  /// Not while a forward call is running.
+  HiddenUnits hidden_units() const noexcept;
 
   State new_state() const;
   State state_from_bytes(std::span<const std::byte> bytes) const;
@@ -192,7 +200,9 @@ WKV_API void convert_checkpoint(const std::filesystem::path& in, const std::file
                                 DType dtype = DType::automatic, const Progress& progress = {});
 
 /// A model with random weights, for benchmarks and tests: "v7:24x2048" or "v7:24x2048:65536"
-/// (version:layers x channels:vocabulary), stored as `dtype`. Deterministic in `seed`.
+/// (version:layers x channels:vocabulary), stored as `dtype`. "@0.2" behind it makes that share of
+/// the channel mixes' hidden units differ from zero, in place of about a half. Deterministic in
+/// `seed`.
 WKV_API std::shared_ptr<const TensorSource> synthetic_checkpoint(std::string_view spec,
                                                                  DType dtype = DType::bf16,
                                                                  std::uint64_t seed = 1);

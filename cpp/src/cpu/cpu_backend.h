@@ -61,12 +61,7 @@ class CpuBackend final : public Backend {
   void linear_attention(Tensor y, Tensor q, Tensor k, Tensor v, float scale, Slot state) override;
   void row_matvec(Tensor y, Tensor x, Tensor m) override;
 
-  /// Inputs of input-major products of few rows since the start, and those that were not zero.
-  struct Sparsity {
-    std::int64_t inputs = 0;
-    std::int64_t active = 0;
-  };
-  Sparsity sparsity() const noexcept { return sparsity_; }
+  HiddenUnits hidden_units() const noexcept override { return hidden_units_; }
 
  private:
   struct Place {
@@ -95,7 +90,7 @@ class CpuBackend final : public Backend {
   Buffer packed_x_;                               // linear(): x of many rows as gemm reads it
   std::vector<Buffer> matmul_scratch_;            // linear(): a part per thread
   Buffer sparse_sums_;                            // of sparse(): [parts][rows][out]
-  Sparsity sparsity_;
+  HiddenUnits hidden_units_;
 };
 
 }  // namespace wkv::cpu

@@ -222,8 +222,8 @@ void CpuBackend::sparse(const MatmulArgs& args) {
   };
   dispatch(pool_, std::int64_t{args.rows} * args.in * args.out, add);
   dispatch(pool_, std::int64_t{args.rows} * kInputParts * args.out, finish);
-  sparsity_.inputs += args.in;
-  for (const int n : active) sparsity_.active += n;
+  hidden_units_.seen += args.in;
+  for (const int n : active) hidden_units_.active += n;
 }
 
 }  // namespace wkv::cpu

@@ -132,6 +132,15 @@ void fill_large(const SyntheticTensor& tensor, DType dtype, std::uint64_t seed, 
   }
 }
 
+void clear_rows(const SyntheticTensor& tensor, std::uint64_t seed, void* data, std::size_t bytes) {
+  Random random(seed);
+  const auto rows = static_cast<std::size_t>(tensor.shape[0]);
+  const std::size_t row_bytes = bytes / rows;
+  for (std::size_t row = 0; row < rows; ++row)
+    if (random.uniform() < tensor.zero_rows)
+      std::memset(static_cast<std::byte*>(data) + row * row_bytes, 0, row_bytes);
+}
+
 /// Makes each tensor when it is asked for; two requests give two copies of the same values.
 class SyntheticSource final : public TensorSource {
  public:
@@ -156,6 +165,7 @@ class SyntheticSource final : public TensorSource {
         allocate_host(static_cast<std::size_t>(count) * dtype_size(dtype_)));
     const bool large = tensor.fill == Fill::normal && count > kLarge;
     (large ? fill_large : fill_values)(tensor, dtype_, hash(name, seed_), count, data->data());
+    if (tensor.zero_rows > 0) clear_rows(tensor, hash(name, ~seed_), data->data(), data->bytes());
     out.data = data->data();
     out.owner = std::move(data);
     return out;
@@ -182,8 +192,8 @@ class SyntheticSource final : public TensorSource {
 SyntheticSpec SyntheticSpec::parse(std::string_view text) {
   const auto wrong = [&](std::string_view problem) {
     fail(ErrorCode::invalid_argument, "[synthetic_checkpoint] ", quote(text), ": ", problem,
-         "; the form is v7:LAYERSxCHANNELS[:VOCABULARY[:HEAD_SIZE]] with v1, v2, v3, v4, v5.0, "
-         "v5.1, v5.2, v6 or v7");
+         "; the form is v7:LAYERSxCHANNELS[:VOCABULARY[:HEAD_SIZE]][@DENSITY] with v1, v2, v3, v4, "
+         "v5.0, v5.1, v5.2, v6 or v7");
   };
   std::string_view rest = text;
   // The text up to `separator` or the end; `rest` begins behind it.
@@ -202,6 +212,14 @@ SyntheticSpec SyntheticSpec::parse(std::string_view text) {
   };
 
   SyntheticSpec spec;
+  if (const std::size_t mark = text.find('@'); mark != std::string_view::npos) {
+    const std::string_view part = text.substr(mark + 1);
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), spec.density);
+    if (error != std::errc() || end != part.data() + part.size() || !(spec.density > 0) ||
+        spec.density > 0.5f)
+      wrong("the density must be a number above 0, at most 0.5");
+    rest = text = text.substr(0, mark);
+  }
   const std::string_view version = take(':');
   for (const auto& [written, official] : kVersions)
     if (version == written) spec.version = official;

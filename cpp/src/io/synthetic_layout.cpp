@@ -20,13 +20,14 @@ class Layout {
         C(spec.channels),
         V(spec.vocab),
         N(spec.head_size),
-        H(C / N) {
+        H(C / N),
+        density(spec.density) {
     const bool wide = version < "5.1" || version == "7.0";
     F = version == "1" ? C * 5 / 2 : wide ? 4 * C : std::max(C * 7 / 2 / 32 * 32, std::int64_t{32});
   }
 
   void add(const std::string& name, std::vector<std::int64_t> shape, Fill fill, float a, float b) {
-    tensors.push_back({prefix + name, std::move(shape), fill, a, b});
+    tensors.push_back({prefix + name, std::move(shape), fill, a, b, 0});
   }
   void matrix(const std::string& name, std::int64_t out, std::int64_t in) {
     add(name + ".weight", {out, in}, Fill::normal, 0, 0.5f / std::sqrt(static_cast<float>(in)));
@@ -49,6 +50,7 @@ class Layout {
 
   std::string version;
   std::int64_t L, C, V, N, H, F = 0;
+  float density;
   std::string prefix;
   std::vector<SyntheticTensor> tensors;
 };
@@ -148,6 +150,7 @@ void channel_mix(Layout& t, const std::string& block) {
     t.mixes("x_", "k");
   }
   t.matrix("key", t.F, t.C);
+  t.tensors.back().zero_rows = 1 - 2 * t.density;  // of random rows every other gives a negative
   if (t.version < "7") t.matrix("receptance", t.C, t.C);
   t.matrix("value", t.C, t.F);
 }

@@ -10,6 +10,7 @@
 #include "core/tensor.h"
 #include "ops/step.h"
 #include "ops/weights.h"
+#include "wkv/wkv.hpp"
 
 namespace wkv {
 
@@ -97,6 +98,9 @@ class Backend {
   /// memory. What must stay alive is appended to `keep`.
   virtual Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
                        std::vector<std::shared_ptr<const void>>& keep) = 0;
+
+  /// Hidden units of channel mixes that were looked at one by one, and those that were not zero.
+  virtual HiddenUnits hidden_units() const noexcept { return {}; }
 
   virtual void begin(const Batch& batch) = 0;
   virtual void end() = 0;

@@ -109,6 +109,7 @@ const ModelInfo& Model::info() const noexcept { return impl_->info; }
 std::string Model::device() const { return impl_->backend->device(); }
 std::string Model::backend() const { return impl_->backend->name(); }
 DType Model::dtype() const noexcept { return impl_->dtype; }
+HiddenUnits Model::hidden_units() const noexcept { return impl_->backend->hidden_units(); }
 std::int64_t Model::weight_bytes_per_token() const noexcept { return impl_->weight_bytes; }
 
 State Model::new_state() const { return State(detail::new_state(impl_->schema, impl_->backend)); }
