@@ -187,11 +187,12 @@ void set_parts(State& state, const std::vector<Part>& values) {
   for (std::size_t i = 0; i < values.size(); ++i) set_part(state, state.parts()[i].name, values[i]);
 }
 
-py::bytes to_bytes(const State& state) {
+py::bytes to_bytes(const State& state, const std::string& dtype) {
+  const DType storage = parse_dtype(dtype);
   std::vector<std::byte> blob;
   {
     py::gil_scoped_release release;
-    blob = state.to_bytes();
+    blob = state.to_bytes(storage);
   }
   return py::bytes(reinterpret_cast<const char*>(blob.data()), blob.size());
 }
@@ -247,7 +248,7 @@ void bind_model(py::module_& m) {
       .def("set", &set_part, py::arg("name"), py::arg("values"))
       .def("arrays", &get_parts)
       .def("set_arrays", &set_parts, py::arg("values"))
-      .def("to_bytes", &to_bytes);
+      .def("to_bytes", &to_bytes, py::arg("dtype") = "fp32");
 
   py::class_<Model>(m, "Model")
       .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("dtype"),

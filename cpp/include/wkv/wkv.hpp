@@ -77,9 +77,10 @@ class WKV_API State {
   /// Copies a part out or in, as fp32. Error(invalid_argument) if the name or the size is wrong.
   void get(std::string_view part, std::span<float> out) const;
   void set(std::string_view part, std::span<const float> in);
-  /// A self-describing blob: magic, version, fingerprint of the layout, position, little-endian
-  /// fp32. The same on every device. Model::state_from_bytes() reads it.
-  std::vector<std::byte> to_bytes() const;
+  /// A self-describing blob: magic, version, fingerprint of the model, position, little-endian
+  /// numbers. The same on every device. Model::state_from_bytes() reads it. `storage`: f32 is
+  /// exact, f16 and int8 are smaller and rounded (docs/states.md tells how much).
+  std::vector<std::byte> to_bytes(DType storage = DType::f32) const;
   /// Bytes of device memory it holds.
   std::size_t size_bytes() const noexcept;
 
