@@ -24,14 +24,14 @@ Options make_options(const std::string& device, const std::string& dtype, int th
   return options;
 }
 
-std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& device,
+std::unique_ptr<Model> load(const Checkpoint& file, const std::string& device,
                             const std::string& dtype, int threads, py::object callback) {
   Options options = make_options(device, dtype, threads);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
-  with_path(path, [&] {
-    progress.run([&] { model = std::make_unique<Model>(Model::load(path, options)); });
+  with_path(file.source->description(), [&] {
+    progress.run([&] { model = std::make_unique<Model>(Model::load(file.source, options)); });
   });
   return model;
 }
@@ -251,7 +251,7 @@ void bind_model(py::module_& m) {
       .def("to_bytes", &to_bytes, py::arg("dtype") = "fp32");
 
   py::class_<Model>(m, "Model")
-      .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("dtype"),
+      .def_static("load", &load, py::arg("file"), py::arg("device"), py::arg("dtype"),
                   py::arg("threads"), py::arg("progress"))
       .def_static("load_synthetic", &load_synthetic, py::arg("spec"), py::arg("stored"),
                   py::arg("seed"), py::arg("device"), py::arg("dtype"), py::arg("threads"),

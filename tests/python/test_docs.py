@@ -41,6 +41,19 @@ def test_states(here: Path) -> None:
     assert (here / "talk.state").exists()
 
 
+def test_checkpoints(here: Path) -> None:
+    safetensors = pytest.importorskip("safetensors.numpy")
+    channels = wkv.inspect("model.pth").n_embd
+    factors = {
+        f"blocks.0.att.key.lora_{side}": np.ones(shape, np.float32)
+        for side, shape in (("A", (4, channels)), ("B", (channels, 4)))
+    }
+    safetensors.save_file(factors, here / "adapter.pth")
+    names: dict[str, object] = {}
+    for code in blocks("checkpoints.md"):
+        exec(code, names)
+
+
 def test_embeddings(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = wkv.Model.synthetic("v7:12x64:65536", device="cpu")
     monkeypatch.setattr(wkv.Model, "load", lambda *_, **__: model)

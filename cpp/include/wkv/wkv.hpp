@@ -176,6 +176,11 @@ WKV_API std::shared_ptr<const TensorSource> merge_lora(std::shared_ptr<const Ten
                                                        std::shared_ptr<const TensorSource> adapter,
                                                        double alpha);
 
+/// The same tensors under another version, where names and shapes leave a choice: "6.0c" for what
+/// is taken for 6.0b. Throws Error(invalid_argument) if the tensors are not those of `version`.
+WKV_API std::shared_ptr<const TensorSource> as_version(std::shared_ptr<const TensorSource> source,
+                                                       std::string_view version);
+
 /// Writes a checkpoint as .safetensors, whole or not at all. `dtype`: automatic keeps the stored
 /// types; f32, f16 or bf16 is for the matrices, while vectors are never narrowed. `progress` counts
 /// bytes. Throws Error: io, bad_model, unsupported (a value beyond fp16), cancelled.
