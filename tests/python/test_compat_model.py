@@ -318,7 +318,7 @@ def test_what_the_package_never_ran_is_refused(golden: Path) -> None:
     assert RWKV(str(golden / "v4a_tiny_att" / "model"), "cpu fp32").forward([1])[0].dim() == 1
 
 
-def test_numpy_without_torch(golden: Path) -> None:
+def test_numpy_without_torch(golden: Path, vocabulary: str) -> None:
     code = """
 import sys
 sys.modules["torch"] = None
@@ -335,9 +335,18 @@ twin = copy.deepcopy(state)
 a, _ = model.forward([4], state)
 b, _ = model.forward([4], twin)
 assert np.array_equal(a, b)
+assert type(model.w["emb.weight"]) is np.ndarray
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
+pipeline = PIPELINE(model, sys.argv[2])
+np.random.seed(1)
+assert len(pipeline.generate("the 10", token_count=5, args=PIPELINE_ARGS(top_k=9))) == 5
+greedy = pipeline.generate("the 10", token_count=1, args=PIPELINE_ARGS(temperature=0))
+logits = model.forward(pipeline.encode("the 10"))[0]
+assert greedy == pipeline.decode([int(logits.argmax())])
+logits[0] -= 1e10  # as ChatRWKV's programs do
 print("fine")
 """
-    assert run(code, str(golden / "v6" / "model")) == "fine\n"
+    assert run(code, str(golden / "v6" / "model"), vocabulary) == "fine\n"
 
 
 def test_install_refuses_to_come_late() -> None:
