@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +175,28 @@ def test_an_interrupted_save_leaves_the_old_file(
         state.save(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.state"]
+
+
+def test_a_killed_process_leaves_a_whole_file(
+    state: wkv.State, model: wkv.Model, golden: Path, tmp_path: Path
+) -> None:
+    code = """
+import sys, wkv
+model = wkv.Model.load(sys.argv[1], device="cpu", dtype="fp32")
+state = model.new_state()
+while True:
+    model.forward([1], state)
+    state.save(sys.argv[2])
+    print(state.position, flush=True)
+"""
+    path = tmp_path / "a.state"
+    state.save(path)
+    command = [sys.executable, "-c", code, str(golden / "v7" / "model.safetensors"), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = [int(process.stdout.readline()) for _ in range(20)]
+        process.kill()
+    assert model.load_state(path).position >= seen[-1] == 20
 
 
 def test_tokens_are_recorded_on_request(model: wkv.Model, tmp_path: Path) -> None:
