@@ -7,14 +7,21 @@
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import wkv
 
 
 def main() -> None:
-    model = wkv.Model.load(sys.argv[1])
-    tokenizer = wkv.Tokenizer.world()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--tokenizer", default="world", choices=("world", "bytes"))
+    parser.add_argument("--max-tokens", type=int, default=500)
+    arguments = parser.parse_args()
+
+    model = wkv.Model.load(arguments.model)
+    world = arguments.tokenizer == "world"
+    tokenizer = wkv.Tokenizer.world() if world else wkv.Tokenizer.bytes()
     sampling = wkv.Sampling(top_p=0.3, presence_penalty=0.2, frequency_penalty=0.2)
     state = model.new_state()
     while True:
@@ -27,7 +34,7 @@ def main() -> None:
             model,
             tokenizer,
             f"{blank}User: {message}\n\nAssistant:",
-            max_tokens=500,
+            max_tokens=arguments.max_tokens,
             sampling=sampling,
             stop=["\n\nUser:"],
             state=state,

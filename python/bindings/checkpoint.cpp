@@ -15,12 +15,6 @@
 namespace wkv::python {
 namespace {
 
-using Source = std::shared_ptr<const TensorSource>;
-
-struct Checkpoint {
-  Source source;
-};
-
 Checkpoint open(const std::filesystem::path& path) {
   Checkpoint file;
   with_path(path, [&] {
@@ -28,6 +22,15 @@ Checkpoint open(const std::filesystem::path& path) {
     file.source = open_checkpoint(path);
   });
   return file;
+}
+
+Checkpoint with_lora(const Checkpoint& file, const Checkpoint& adapter, double alpha) {
+  py::gil_scoped_release release;
+  return {merge_lora(file.source, adapter.source, alpha)};
+}
+
+Checkpoint with_version(const Checkpoint& file, const std::string& version) {
+  return {as_version(file.source, version)};
 }
 
 py::tuple shape_of(const Checkpoint& file, const std::string& name) {
@@ -100,6 +103,8 @@ void convert(const std::filesystem::path& in, const std::filesystem::path& out,
 void bind_checkpoint(py::module_& m) {
   py::class_<Checkpoint>(m, "Checkpoint")
       .def_static("open", &open, py::arg("path"))
+      .def("with_lora", &with_lora, py::arg("adapter"), py::arg("alpha"))
+      .def("with_version", &with_version, py::arg("version"))
       .def("names", [](const Checkpoint& file) { return file.source->names(); })
       .def("__contains__", [](const Checkpoint& file,
                               const std::string& name) { return file.source->contains(name); })

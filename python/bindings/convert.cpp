@@ -194,6 +194,10 @@ void raise_os_error(const Error& error, const std::filesystem::path& path) {
   if (!exists) {
     kind = PyExc_FileNotFoundError;
     number = ENOENT;
+  } else if (std::filesystem::is_directory(path, ignored) &&
+             std::string_view(error.what()).ends_with(std::generic_category().message(ENOENT))) {
+    kind = PyExc_FileNotFoundError;  // a shard that the folder's index names
+    number = ENOENT;
   } else if (std::filesystem::is_directory(path, ignored)) {
     kind = PyExc_IsADirectoryError;
     number = EISDIR;

@@ -32,15 +32,15 @@ Options make_options(const std::string& device, const std::string& dtype, int th
   return options;
 }
 
-std::unique_ptr<Model> load(const std::filesystem::path& path, const std::string& device,
+std::unique_ptr<Model> load(const Checkpoint& file, const std::string& device,
                             const std::string& dtype, int threads, std::optional<bool> skip_zeros,
                             py::object callback) {
   Options options = make_options(device, dtype, threads, skip_zeros);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
-  with_path(path, [&] {
-    progress.run([&] { model = std::make_unique<Model>(Model::load(path, options)); });
+  with_path(file.source->description(), [&] {
+    progress.run([&] { model = std::make_unique<Model>(Model::load(file.source, options)); });
   });
   return model;
 }
@@ -197,11 +197,12 @@ void set_parts(State& state, const std::vector<Part>& values) {
   for (std::size_t i = 0; i < values.size(); ++i) set_part(state, state.parts()[i].name, values[i]);
 }
 
-py::bytes to_bytes(const State& state) {
+py::bytes to_bytes(const State& state, const std::string& dtype) {
+  const DType storage = parse_dtype(dtype);
   std::vector<std::byte> blob;
   {
     py::gil_scoped_release release;
-    blob = state.to_bytes();
+    blob = state.to_bytes(storage);
   }
   return py::bytes(reinterpret_cast<const char*>(blob.data()), blob.size());
 }
@@ -257,10 +258,10 @@ void bind_model(py::module_& m) {
       .def("set", &set_part, py::arg("name"), py::arg("values"))
       .def("arrays", &get_parts)
       .def("set_arrays", &set_parts, py::arg("values"))
-      .def("to_bytes", &to_bytes);
+      .def("to_bytes", &to_bytes, py::arg("dtype") = "fp32");
 
   py::class_<Model>(m, "Model")
-      .def_static("load", &load, py::arg("path"), py::arg("device"), py::arg("dtype"),
+      .def_static("load", &load, py::arg("file"), py::arg("device"), py::arg("dtype"),
                   py::arg("threads"), py::arg("skip_zeros"), py::arg("progress"))
       .def_static("load_synthetic", &load_synthetic, py::arg("spec"), py::arg("stored"),
                   py::arg("seed"), py::arg("device"), py::arg("dtype"), py::arg("threads"),

@@ -74,19 +74,27 @@ class Model:
         threads: int | None = None,
         progress: Progress = None,
         *,
+        lora: str | os.PathLike[str] | None = None,
+        lora_alpha: float | None = None,
+        version: str | None = None,
         skip_zeros: bool | None = None,
     ) -> Model:
         """Opens a checkpoint. Its version and sizes are found from its tensors.
 
         Args:
-            path: A ``.pth`` or ``.safetensors`` file; the suffix may be left out. It is mapped, and
-                on a CPU weights of the chosen dtype are used in place. Nothing in it is executed.
+            path: A ``.pth`` or ``.safetensors`` file; the suffix may be left out; or the folder of
+                a Hugging Face repository. It is mapped, and on a CPU weights of the chosen dtype
+                are used in place. Nothing in it is executed.
             device: ``"auto"`` (the CPU for now), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
             dtype: Of the weights: ``"auto"`` keeps the stored types; ``"fp32"``, ``"fp16"``,
                 ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``.
             threads: CPU threads, the caller's included. Default: the physical cores that this
                 process may use.
             progress: ``True`` for a bar, or a callable that gets ``(done, total)`` bytes.
+            lora: A file of ``lora_A`` and ``lora_B`` (RWKV-LM-LoRA, RWKV-PEFT, peft), merged into
+                the matrices that it names: ``W + lora_alpha / rank * B A``.
+            lora_alpha: What the adapter was trained with; its file does not tell.
+            version: ``"6.0c"`` for a file whose names and shapes cannot be told from 6.0b's.
             skip_zeros: Whether the weights of channel-mix hidden units that are zero are left
                 unread when few tokens are computed at once (CPU). The result is the same within
                 the order of sums. ``None``: in quantised models; ``True``: with float weights
@@ -94,13 +102,22 @@ class Model:
 
         Raises:
             FileNotFoundError: No such file.
-            ModelFormatError: No RWKV checkpoint; the message lists every wrong tensor.
+            ModelFormatError: No RWKV checkpoint, or an adapter of another model; the message lists
+                every wrong tensor.
             UnsupportedError: The device or the dtype is not available here; the message says why.
+            ValueError: A LoRA without its alpha, or a version that the tensors are not of.
             MemoryError: It does not fit.
         """
+        file = _core.Checkpoint.open(path)
+        if version is not None:
+            file = file.with_version(version)
+        if (lora is None) != (lora_alpha is None):
+            raise ValueError("[load] lora and lora_alpha go together: the file tells no alpha")
+        if lora is not None and lora_alpha is not None:
+            file = file.with_lora(_core.Checkpoint.open(lora), lora_alpha)
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load(
-                path, device, dtype, _check_threads(threads), skip_zeros, callback
+                file, device, dtype, _check_threads(threads), skip_zeros, callback
             )
         return cls._wrap(native)
 

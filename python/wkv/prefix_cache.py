@@ -10,10 +10,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from .model import Model
-from .state import State
+from .state import State, StorageName, write_atomic
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,6 +56,7 @@ class PrefixCache:
         model: Model,
         max_bytes: int = 1 << 30,
         directory: str | os.PathLike[str] | None = None,
+        dtype: StorageName = "fp32",
     ) -> None:
         """Makes an empty cache, or opens one on disk.
 
@@ -64,10 +65,19 @@ class PrefixCache:
             max_bytes: Memory for states; beyond it the least recently used ones are dropped.
             directory: Where states are kept as well, without limit. Several models and processes
                 may share one.
+            dtype: How states are kept, in memory and on disk: ``"fp32"`` as they are, in the
+                device's memory; ``"fp16"`` or ``"int8"`` in a half or a quarter of it, on the
+                host, rounded as :meth:`State.to_bytes` says.
+
+        Raises:
+            ValueError: Another dtype.
         """
+        if dtype not in get_args(StorageName):
+            raise ValueError(f"[cache] dtype must be one of {get_args(StorageName)}, got {dtype!r}")
         self._model = model
         self._max_bytes = max_bytes
-        self._states: OrderedDict[_Key, State] = OrderedDict()
+        self._dtype: StorageName = dtype
+        self._states: OrderedDict[_Key, State | bytes] = OrderedDict()
         self._nbytes = 0
         self._lengths: dict[int, int] = {}  # how many states have so many tokens
         self._disk: set[_Key] = set()
@@ -95,14 +105,14 @@ class PrefixCache:
                 f"[cache] the state has read {state.position} tokens, not these {len(ids)}"
             )
         key = (len(ids), _digests(ids, [len(ids)])[0])
-        copy = state.copy()
+        kept = self._pack(state)
         if self._directory is not None:
-            copy.save(self._file(key))
+            write_atomic(self._file(key), kept if isinstance(kept, bytes) else kept.to_bytes())
         with self._lock:
             if self._directory is not None and key not in self._disk:
                 self._disk.add(key)
                 self._count(key[0], 1)
-            self._insert(key, copy)
+            self._insert(key, kept)
 
     def get(self, ids: Sequence[int]) -> tuple[State, int]:
         """The state after the longest known prefix of ``ids``, and the length of that prefix.
@@ -161,14 +171,20 @@ class PrefixCache:
         assert self._directory is not None
         return self._directory / f"{key[0]}-{key[1]}.state"
 
+    def _pack(self, state: State) -> State | bytes:
+        return state.copy() if self._dtype == "fp32" else state.to_bytes(self._dtype)
+
     def _find(self, key: _Key) -> State | None:
         with self._lock:
-            state = self._states.get(key)
-            if state is not None:
+            kept = self._states.get(key)
+            if kept is not None:
                 self._states.move_to_end(key)
-                return state.copy()
-            if key not in self._disk:
+            elif key not in self._disk:
                 return None
+            if isinstance(kept, State):
+                return kept.copy()  # within the lock: a state is copied by one thread at a time
+        if kept is not None:
+            return self._model.state_from_bytes(kept)
         try:
             state = self._model.load_state(self._file(key))
         except (OSError, ValueError):  # removed or damaged meanwhile: as if it had not been there
@@ -177,21 +193,22 @@ class PrefixCache:
                     self._disk.discard(key)
                     self._count(key[0], -1)
             return None
+        kept = self._pack(state)
         with self._lock:
-            self._insert(key, state.copy())
+            self._insert(key, kept)
         return state
 
-    def _insert(self, key: _Key, state: State) -> None:
+    def _insert(self, key: _Key, kept: State | bytes) -> None:
         old = self._states.pop(key, None)
         if old is not None:
-            self._nbytes -= old.nbytes
+            self._nbytes -= _nbytes(old)
         else:
             self._count(key[0], 1)
-        self._states[key] = state
-        self._nbytes += state.nbytes
+        self._states[key] = kept
+        self._nbytes += _nbytes(kept)
         while self._nbytes > self._max_bytes and self._states:
             (length, _), dropped = self._states.popitem(last=False)
-            self._nbytes -= dropped.nbytes
+            self._nbytes -= _nbytes(dropped)
             self._count(length, -1)
 
     def _count(self, length: int, by: int) -> None:
@@ -200,6 +217,10 @@ class PrefixCache:
             self._lengths[length] = count
         else:
             self._lengths.pop(length, None)
+
+
+def _nbytes(kept: State | bytes) -> int:
+    return len(kept) if isinstance(kept, bytes) else kept.nbytes
 
 
 def _digests(ids: Sequence[int], lengths: Sequence[int]) -> list[str]:

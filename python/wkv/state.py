@@ -7,7 +7,7 @@ import struct
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from . import _core
 
-__all__ = ["State"]
+__all__ = ["State", "StorageName"]
+
+#: Types of the numbers in a saved state: docs/states.md has their sizes and errors.
+StorageName: TypeAlias = Literal["fp32", "fp16", "int8"]
 
 # A state file is the native blob; recorded tokens follow it as int32, their number (uint64) and
 # this mark, so that a file without tokens is exactly State.to_bytes().
@@ -188,22 +191,38 @@ class State:
         """``n`` independent copies, e.g. to sample several continuations of one prompt."""
         return [self.copy() for _ in range(n)]
 
-    def to_bytes(self) -> bytes:
-        """The state as bytes: magic, fingerprint of the layout, position, little-endian float32.
+    def to_bytes(self, dtype: StorageName = "fp32") -> bytes:
+        """The state as bytes: magic, fingerprint of the model, position, little-endian numbers.
 
         The same on every device. Read back by :meth:`Model.state_from_bytes`.
-        """
-        return self._blob if self._native is None else self._native.to_bytes()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+        Args:
+            dtype: ``"fp32"`` is exact. ``"fp16"`` takes half of the bytes; ``"int8"`` keeps rows of
+                matrices in 8 bits with a scale each (v5 and later: a quarter of the bytes) and
+                vectors in fp16. Exponents and sums of exponentials (v4's pp, v1 to v3) stay fp32.
+
+        Raises:
+            ValueError: Another dtype; infinity or NaN in what is to be rounded; or a state out of
+                a pickle, which has no model yet, as other than fp32.
+        """
+        if self._native is None and dtype == "fp32":
+            return self._blob
+        return self._bound().to_bytes(dtype)
+
+    def save(self, path: str | os.PathLike[str], dtype: StorageName = "fp32") -> None:
         """Writes the state, and its tokens if it records them, to a file.
 
         The file appears whole or not at all. Read back by :meth:`Model.load_state`.
 
+        Args:
+            path: The file.
+            dtype: As for :meth:`to_bytes`.
+
         Raises:
             OSError: The file cannot be written.
+            ValueError: As for :meth:`to_bytes`.
         """
-        write_atomic(path, with_tokens(self.to_bytes(), self._tokens))
+        write_atomic(path, with_tokens(self.to_bytes(dtype), self._tokens))
 
     def __copy__(self) -> State:
         return self.copy()

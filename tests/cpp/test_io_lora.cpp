@@ -108,6 +108,23 @@ TEST_CASE("LoRA is merged into the matrices it names") {
   }
 }
 
+TEST_CASE("an adapter tells its model from others") {
+  const auto base = wkv::synthetic_checkpoint("v7:1x16:32:8");
+  const auto digest = [&](std::uint32_t seed, double alpha) {
+    const auto adapter = std::make_shared<Memory>();
+    adapter->put("blocks.0.att.key.lora_A", {kRank, kC}, seed);
+    adapter->put("blocks.0.att.key.lora_B", {kC, kRank}, 2);
+    const auto merged = wkv::merge_lora(base, adapter, alpha);
+    CHECK(merged->metadata("other").empty());
+    return merged->metadata("wkv.adapter");
+  };
+  CHECK(base->metadata("wkv.adapter").empty());
+  CHECK(digest(1, 8).size() == 16);
+  CHECK(digest(1, 8) == digest(1, 8));
+  CHECK(digest(1, 8) != digest(3, 8));
+  CHECK(digest(1, 8) != digest(1, 9));
+}
+
 TEST_CASE("adapters that do not fit the model") {
   const auto base = wkv::synthetic_checkpoint("v7:1x16:32:8");
   const auto refused = [&](const char* because, auto&& fill) {

@@ -1,7 +1,9 @@
 // Model and State through the public interface: states as values, transactions, threads.
 #include <doctest/doctest.h>
 
+#include <array>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 #include <thread>
@@ -107,6 +109,38 @@ TEST_CASE("state blobs: a round trip, and nothing else is accepted") {
   CHECK(code_of([&] { other.state_from_bytes(blob); }) == ErrorCode::invalid_argument);
   Model older = small_model("v6:2x128:97");
   CHECK(code_of([&] { older.state_from_bytes(blob); }) == ErrorCode::invalid_argument);
+}
+
+TEST_CASE("compressed blobs: smaller, rounded, of any version") {
+  for (const char* spec : {"v1:2x16:20", "v2:2x16:20", "v4:2x16:20", "v6:2x64:20", "v7:2x64:20"}) {
+    CAPTURE(spec);
+    wkv::Options options;
+    options.device = "cpu";
+    wkv::Model model = wkv::Model::load(wkv::synthetic_checkpoint(spec, wkv::DType::f32), options);
+    wkv::State state = model.new_state();
+    std::vector<float> logits(20);
+    for (const wkv::Token token : {1, 2, 3}) model.forward(std::array{token}, state, logits);
+    const std::size_t plain = state.to_bytes().size();
+    for (const wkv::DType storage : {wkv::DType::f16, wkv::DType::int8}) {
+      const std::vector<std::byte> blob = state.to_bytes(storage);
+      CHECK(blob.size() < plain);
+      const wkv::State back = model.state_from_bytes(blob);
+      CHECK(back.position() == 3);
+      for (const wkv::StatePart& part : state.parts()) {
+        std::size_t n = 1;
+        for (const std::int64_t d : part.shape) n *= static_cast<std::size_t>(d);
+        std::vector<float> want(n), got(n);
+        state.get(part.name, want);
+        back.get(part.name, got);
+        float largest = 0.0f;
+        for (const float x : want) largest = std::max(largest, std::abs(x));
+        for (std::size_t i = 0; i < n; ++i) CHECK(std::abs(got[i] - want[i]) <= largest / 253.0f);
+      }
+      for (std::size_t cut = 0; cut < blob.size(); cut += 7)
+        CHECK_THROWS_AS(model.state_from_bytes(std::span(blob).first(cut)), wkv::Error);
+    }
+    CHECK_THROWS_AS(state.to_bytes(wkv::DType::bf16), wkv::Error);
+  }
 }
 
 TEST_CASE("a cancelled forward leaves the state as it was") {

@@ -46,12 +46,26 @@ def test_only_a_note_tells_x060c(note: str, version: str, tmp_path: Path) -> Non
         ("7.0", "blocks.0.qkv.qq.weight", "RWKV-7b"),
         ("7.0", "blocks.0.ffn.enn.weight", "RWKV-8"),
         ("7.0", "blocks.1.self_attn.q_proj.weight", "hybrid"),
+        ("7.0", "blocks.1.rosa_q.weight", r"RWKV-8 \(ROSA\)"),
         ("1", "blocks.0.attn.query.weight", "attention baseline"),
     ],
 )
 def test_refused_by_name(version: str, extra: str, name: str, tmp_path: Path) -> None:
     weights = random_weights(Spec(version)) | {extra: np.ones((3, 3), np.float32)}
     with pytest.raises(wkv.UnsupportedError, match=name):
+        load(tmp_path, weights)
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn.time_maa_x", "self_attn.time_mixer.r_k", "self_attn.w0"]
+)
+def test_converted_transformers_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    weights = {
+        "model.embed_tokens.weight": np.ones((5, 4), np.float32),
+        f"model.layers.0.{name}": np.ones(4, np.float32),
+        "model.layers.0.mlp.gate_proj.weight": np.ones((8, 4), np.float32),
+    }
+    with pytest.raises(wkv.UnsupportedError, match="hybrid: a transformer with RWKV"):
         load(tmp_path, weights)
 
 

@@ -30,15 +30,16 @@ import copy, io, os, sys
 import numpy as np
 import torch
 from rwkv.model import RWKV
-path, out = sys.argv[1], sys.argv[2]
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
+path, out, vocabulary = sys.argv[1:]
+v7 = os.environ.get("RWKV_V7_ON") == "1"
 seen = {}
 def see(name, x): seen[name] = x.detach().float().cpu().numpy().copy()
 def see_state(name, state):
     for i, part in enumerate(state):
         see(f"{name}.{i}", part)
         seen[f"{name}.{i}.dtype"] = str(part.dtype)
-model = RWKV(path, "cpu fp32") if os.environ.get("RWKV_V7_ON") == "1" else RWKV(
-    model=path, strategy="cpu fp32", verbose=False)
+model = RWKV(path, "cpu fp32") if v7 else RWKV(model=path, strategy="cpu fp32", verbose=False)
 logits, state = model.forward([1, 2, 3, 4, 5], None)
 see("prompt", logits); see_state("prompt.state", state)
 branch = copy.deepcopy(state)
@@ -64,17 +65,57 @@ see("loaded", model.forward([3, 4], loaded)[0])
 seen["args"] = np.array([model.args.n_layer, model.args.n_embd])
 seen["shapes"] = str([tuple(p.shape) for p in state])
 seen["types"] = str([type(logits).__name__, type(state).__name__, str(logits.dtype)])
-if hasattr(model, "generate_zero_state") and os.environ.get("RWKV_V7_ON") == "1":
+if v7:
     see_state("zero", model.generate_zero_state())
     see("bare", model.forward(5, None)[0])
+    seen["sizes"] = np.array([model.n_embd, model.n_layer, model.n_head, model.head_size,
+                              model.args.head_size, model.args.vocab_size])
+    see("forward_one", model.forward_one(3, model.generate_zero_state())[0])
+    see("forward_seq", model.forward_seq([3, 4], model.generate_zero_state(), True)[0])
+    if os.environ.get("RWKV_DE_VERSION") != "1":
+        given = model.forward([1, 2], None)[1]
+        see("alt", model.forward_one_alt(model.z["emb.weight"][5], given)[0])
+        see_state("alt.given", given)
 else:
+    seen["name"] = model.args.MODEL_NAME
+    seen["time_state"] = str(model.args.time_state)
     seen["version"] = str(float(model.version))
     seen["strategy"] = str([(s.device, s.atype, s.wtype, s.stream) for s in model.strategy])
     seen["n_ffn"] = np.array([model.args.n_att, model.args.n_ffn])
+    # How ChatRWKV's API_DEMO_CHAT.py and RWKV-Runner begin from a tuned state.
+    if model.version >= 5:
+        args = model.args
+        tuned = [None] * args.n_layer * 3
+        for i in range(args.n_layer):
+            dd = model.strategy[i]
+            dev, atype = dd.device, dd.atype
+            n = args.n_att // args.n_head
+            raw = torch.arange(args.n_head * n * n).reshape(args.n_head, n, n) % 7 / 7
+            tuned[i * 3 + 0] = torch.zeros(
+                args.n_embd, dtype=atype, requires_grad=False, device=dev).contiguous()
+            tuned[i * 3 + 1] = raw.transpose(1, 2).to(
+                dtype=torch.float, device=dev).requires_grad_(False).contiguous()
+            tuned[i * 3 + 2] = torch.zeros(
+                args.n_embd, dtype=atype, requires_grad=False, device=dev).contiguous()
+        see("tuned", model.forward([1, 2], copy.deepcopy(tuned))[0])
+weights = model.z if v7 else model.w
+seen["names"] = str(sorted(weights))
+for name in weights:
+    see("weight." + name, weights[name])
+    seen["weight.type." + name] = str(weights[name].dtype)
 try:
     model.forward([], None)
 except IndexError:
     seen["empty"] = "IndexError"
+pipeline = PIPELINE(model, vocabulary)
+for n, settings in enumerate((
+        dict(temperature=0), dict(), dict(temperature=1.2, top_p=0.7, top_k=20, token_ban=[0]),
+        dict(alpha_frequency=0.5, alpha_presence=0.5, alpha_decay=0.9, chunk_len=2))):
+    np.random.seed(n)
+    pieces = []
+    text = pipeline.generate("the 10 prompts", token_count=40, args=PIPELINE_ARGS(**settings),
+                             callback=pieces.append)
+    seen[f"text.{n}"] = repr([text, pieces])
 np.savez(out, **seen)
 """
 OURS = "import wkv.compat; wkv.compat.install()\n"
@@ -98,11 +139,24 @@ def pth(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str
     return make
 
 
-def run(code: str, *arguments: str, v7: bool = False) -> str:
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer.json of 64 characters, as many ids as the golden models have."""
+    tokenizers = pytest.importorskip("tokenizers")
+    characters = " \t\n" + "".join(map(chr, range(ord("0"), ord("0") + 61)))
+    model = tokenizers.models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token="a")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return str(path)
+
+
+def run(code: str, *arguments: str, **variables: str) -> str:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RWKV_")}
-    environment["RWKV_JIT_ON"] = "0"
-    if v7:
-        environment["RWKV_V7_ON"] = "1"
+    environment |= {"RWKV_JIT_ON": "0"} | variables
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *arguments],
         capture_output=True,
@@ -116,13 +170,19 @@ def run(code: str, *arguments: str, v7: bool = False) -> str:
 
 @real
 @pytest.mark.parametrize(
-    "folder", ["v4", "v5_0", "v5_1", "v5_1_multihead", "v5_2", "v6", "v6_time_state", "v7"]
-)
-def test_scripts_see_the_same(pth: Callable[[str], str], tmp_path: Path, folder: str) -> None:
-    v7 = folder == "v7"
+    "folder",
+    ["v4", "v5_0", "v5_0_faaaa", "v5_1", "v5_1_multihead", "v5_2", "v6", "v6_time_state", "v7",
+     "v7a_deepembed"],
+)  # fmt: skip
+def test_scripts_see_the_same(
+    pth: Callable[[str], str], vocabulary: str, tmp_path: Path, folder: str
+) -> None:
+    variables = {"RWKV_V7_ON": "1"} if folder.startswith("v7") else {}
+    if folder == "v7a_deepembed":
+        variables["RWKV_DE_VERSION"] = "1"
     path = pth(folder)
-    run(SCRIPT, path, str(tmp_path / "theirs.npz"), v7=v7)
-    output = run(OURS + SCRIPT, path, str(tmp_path / "ours.npz"), v7=v7)
+    run(SCRIPT, path, str(tmp_path / "theirs.npz"), vocabulary, **variables)
+    output = run(OURS + SCRIPT, path, str(tmp_path / "ours.npz"), vocabulary, **variables)
     assert output == ""
     theirs: dict[str, Any] = dict(np.load(tmp_path / "theirs.npz"))
     ours: dict[str, Any] = dict(np.load(tmp_path / "ours.npz"))
@@ -213,13 +273,52 @@ def test_what_is_placed_otherwise_is_said(golden: Path) -> None:
         with pytest.raises(wkv.UnsupportedError, match=strategy[:3]):
             RWKV(path, strategy)
     assert place("cuda:1 fp16i8 -> cpu fp32", plan("cuda:1 fp16i8 -> cpu fp32", 4)).dtype == "mm8"
-    with pytest.raises(wkv.UnsupportedError, match="wkv convert"):
-        RWKV(path, "cpu fp32", convert_and_save_and_exit="x.pth")
     with pytest.raises(FileNotFoundError):
         RWKV("missing", "cpu fp32")
 
 
-def test_numpy_without_torch(golden: Path) -> None:
+def test_a_conversion_is_a_checkpoint_of_ours(golden: Path, tmp_path: Path) -> None:
+    path = str(golden / "v4" / "model")
+    with pytest.warns(UserWarning, match="cannot read it"):
+        model = RWKV(path, "cpu fp16", convert_and_save_and_exit=str(tmp_path / "converted"))
+    again = RWKV(str(tmp_path / "converted"), "cpu fp16")
+    assert torch.equal(again.forward([1, 2])[0], model.forward([1, 2])[0])
+
+
+def test_environment_variables_are_accepted(golden: Path) -> None:
+    names = ["V7_ON", "JIT_ON", "CUDA_ON", "DML_ON", "DE_VERSION", "RESCALE_LAYER"]
+    code = OURS + (
+        "import sys; from rwkv.model import RWKV; m = RWKV(sys.argv[1], 'cpu fp32'); "
+        "print(m.version, m.RESCALE_LAYER)"
+    )
+    for folder, version in (("v4", "4"), ("v7", "7.0")):
+        for value in "01":
+            variables = {f"RWKV_{name}": value for name in names}
+            assert run(code, str(golden / folder / "model"), **variables) == f"{version} 0\n"
+
+
+def test_weights_are_read_only(golden: Path) -> None:
+    model = RWKV(str(golden / "v7" / "model"), "cpu bf16")
+    assert not hasattr(model, "w")
+    assert model.z["head.weight"].dtype == torch.bfloat16
+    assert model.z["emb.weight"] is model.z["emb.weight"]
+    with pytest.raises(TypeError):
+        model.z["head.weight"] = torch.zeros(3)
+    with pytest.raises(KeyError):
+        model.z["nonsense"]
+    older = RWKV(str(golden / "v4" / "model"), "cpu fp32")
+    assert not hasattr(older, "z")
+    assert len(older.w) == len(list(older.w))
+
+
+def test_what_the_package_never_ran_is_refused(golden: Path) -> None:
+    for folder in ("v1", "v2", "v4_ffnPre_head_qk"):
+        with pytest.raises(wkv.UnsupportedError, match=r"use wkv\.Model"):
+            RWKV(str(golden / folder / "model"), "cpu fp32")
+    assert RWKV(str(golden / "v4a_tiny_att" / "model"), "cpu fp32").forward([1])[0].dim() == 1
+
+
+def test_numpy_without_torch(golden: Path, vocabulary: str) -> None:
     code = """
 import sys
 sys.modules["torch"] = None
@@ -236,9 +335,18 @@ twin = copy.deepcopy(state)
 a, _ = model.forward([4], state)
 b, _ = model.forward([4], twin)
 assert np.array_equal(a, b)
+assert type(model.w["emb.weight"]) is np.ndarray
+from rwkv.utils import PIPELINE, PIPELINE_ARGS
+pipeline = PIPELINE(model, sys.argv[2])
+np.random.seed(1)
+assert len(pipeline.generate("the 10", token_count=5, args=PIPELINE_ARGS(top_k=9))) == 5
+greedy = pipeline.generate("the 10", token_count=1, args=PIPELINE_ARGS(temperature=0))
+logits = model.forward(pipeline.encode("the 10"))[0]
+assert greedy == pipeline.decode([int(logits.argmax())])
+logits[0] -= 1e10  # as ChatRWKV's programs do
 print("fine")
 """
-    assert run(code, str(golden / "v6" / "model")) == "fine\n"
+    assert run(code, str(golden / "v6" / "model"), vocabulary) == "fine\n"
 
 
 def test_install_refuses_to_come_late() -> None:

@@ -259,7 +259,7 @@ def test_overhead_of_a_call() -> None:
 
 @pytest.mark.parametrize("version", ["v4", "v5", "v6", "v7"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8", "int4"])
-def test_units_that_are_zero_may_be_skipped(version: str, dtype: Any) -> None:
+def test_units_that_are_zero_may_be_skipped(version: str, dtype: str) -> None:
     """The same logits, whether rows of ffn.value are left unread or not."""
     ids = [5, 1, 4, 1, 5, 9, 2, 6]
     rows = []

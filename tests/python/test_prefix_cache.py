@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wkv
+from wkv.state import StorageName
 
 
 def read(model: wkv.Model, ids: list[int]) -> wkv.State:
@@ -85,6 +86,28 @@ def test_eviction(model: wkv.Model) -> None:
     assert cache.get([0])[1] == 0
 
 
+@pytest.mark.parametrize(("dtype", "smaller"), [("fp16", 1.9), ("int8", 3.3)])
+def test_compressed(model: wkv.Model, tmp_path: Path, dtype: StorageName, smaller: float) -> None:
+    size = model.new_state().nbytes
+    cache = wkv.PrefixCache(model, max_bytes=size, directory=tmp_path, dtype=dtype)
+    state = read(model, [1, 2, 3])
+    cache.put([1, 2, 3], state)
+    assert cache.stats.nbytes < size / smaller
+    assert cache.stats.nbytes == len(state.to_bytes(dtype))
+    found, known = cache.get([1, 2, 3, 4])
+    assert known == found.position == 3
+    assert found.to_bytes() == model.state_from_bytes(state.to_bytes(dtype)).to_bytes()
+    # Another process, which keeps them otherwise, shares the folder.
+    again, known = wkv.PrefixCache(model, directory=tmp_path).get([1, 2, 3])
+    assert known == 3
+    assert again.to_bytes() == found.to_bytes()
+    for i in range(9):
+        cache.put([i], read(model, [i]))
+    assert cache.stats.nbytes <= size
+    with pytest.raises(ValueError, match="dtype"):
+        wkv.PrefixCache(model, dtype="bf16")  # type: ignore[arg-type]
+
+
 def test_directory(model: wkv.Model, v4: wkv.Model, tmp_path: Path) -> None:
     cache = wkv.PrefixCache(model, directory=tmp_path)
     state = read(model, [1, 2, 3])
@@ -97,12 +120,18 @@ def test_directory(model: wkv.Model, v4: wkv.Model, tmp_path: Path) -> None:
     again.clear()
     assert again.get([1, 2, 3])[1] == 3
     assert wkv.PrefixCache(v4, directory=tmp_path).get([1, 2, 3])[1] == 0
-    # A damaged file counts as absent.
+    # A damaged file counts as absent, so does one that is no state; others are left alone.
     (file,) = tmp_path.glob("*/*.state")
-    file.write_bytes(file.read_bytes()[:-1])
-    third = wkv.PrefixCache(model, directory=tmp_path)
-    assert third.get([1, 2, 3])[1] == 0
-    assert third.get([1, 2, 3])[1] == 0
+    data = file.read_bytes()
+    (file.parent / "notes.txt").write_text("mine")
+    (file.parent / "x-y.state").write_text("no length")
+    for damage in (data[:-1], b"", b"nonsense", data[:-1] + bytes([data[-1] ^ 1])):
+        file.write_bytes(damage)
+        third = wkv.PrefixCache(model, directory=tmp_path)
+        assert third.get([1, 2, 3])[1] == 0
+        assert third.get([1, 2, 3])[1] == 0
+    third.put([1, 2, 3], state)  # overwrites it
+    assert wkv.PrefixCache(model, directory=tmp_path).get([1, 2, 3])[1] == 3
 
 
 def test_against_a_plain_search(model: wkv.Model) -> None:

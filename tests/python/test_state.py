@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import wkv
+from wkv.state import StorageName
 
 IDS = [3, 1, 4, 1, 5]
 
@@ -78,6 +81,57 @@ def test_bytes(model: wkv.Model, state: wkv.State) -> None:
         assert again.to_bytes() == data
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_compressed_bytes(
+    model: wkv.Model, v4: wkv.Model, state: wkv.State, tmp_path: Path, dtype: StorageName
+) -> None:
+    data = state.to_bytes(dtype)
+    assert len(data) < len(state.to_bytes()) * (0.54 if dtype == "fp16" else 0.31)
+    again = model.state_from_bytes(data)
+    assert again.position == state.position
+    for name in state.keys():  # noqa: SIM118
+        want, got = state[name], again[name]
+        # Stored key-major, shown value-major: a row is a column of what is shown.
+        largest = np.abs(want).max(axis=-2 if want.ndim > 1 else -1, keepdims=True)
+        coarse = dtype == "int8" and want.ndim > 1
+        allowed = largest / 254 if coarse else np.abs(want) / 2**11 + largest / 2**25
+        assert (np.abs(got - want) <= allowed * 1.0001).all(), name
+    again.save(tmp_path / "a.state", dtype)
+    assert (tmp_path / "a.state").stat().st_size == len(data)
+    assert model.load_state(tmp_path / "a.state").position == state.position
+    recorded = model.new_state(record=True)
+    model.forward(IDS, recorded)
+    recorded.save(tmp_path / "b.state", dtype)
+    assert model.load_state(tmp_path / "b.state").tokens == IDS
+    for bad in (data[:-1], data + b"x", data[:70] + bytes([data[70] ^ 1]) + data[71:]):
+        with pytest.raises(ValueError, match=r"\[state\]"):
+            model.state_from_bytes(bad)
+    with pytest.raises(ValueError, match="RWKV-7"):
+        v4.state_from_bytes(data)
+
+
+def test_compressed_zeros_and_what_only_fp32_stores(model: wkv.Model, v4: wkv.Model) -> None:
+    for other in (model, v4):
+        fresh = other.new_state()
+        for dtype in ("fp16", "int8"):
+            assert same(fresh, other.state_from_bytes(fresh.to_bytes(dtype)))  # type: ignore[arg-type]
+    fresh = v4.new_state()
+    v4.forward(IDS, fresh)
+    again = v4.state_from_bytes(fresh.to_bytes("int8"))
+    assert np.array_equal(again["blocks.0.att.pp"], fresh["blocks.0.att.pp"])  # an exponent
+    fresh["blocks.0.att.aa"] = [np.nan] * v4.info.n_embd
+    with pytest.raises(ValueError, match=r"blocks\.0\.att\.aa.*only fp32"):
+        fresh.to_bytes("fp16")
+    assert v4.state_from_bytes(fresh.to_bytes()).position == len(IDS)
+    with pytest.raises(ValueError, match="fp32, fp16 or int8, not as bf16"):
+        fresh.to_bytes("bf16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype"):
+        fresh.to_bytes("nonsense")  # type: ignore[arg-type]
+    detached = pickle.loads(pickle.dumps(fresh))
+    with pytest.raises(ValueError, match="pickle"):
+        detached.to_bytes("fp16")
+
+
 def test_bytes_that_are_no_state(model: wkv.Model, v4: wkv.Model, state: wkv.State) -> None:
     data = state.to_bytes()
     for bad in (b"", b"x", data[:-1], data + b"x", data[:40], bytes(len(data))):
@@ -121,6 +175,28 @@ def test_an_interrupted_save_leaves_the_old_file(
         state.save(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.state"]
+
+
+def test_a_killed_process_leaves_a_whole_file(
+    state: wkv.State, model: wkv.Model, golden: Path, tmp_path: Path
+) -> None:
+    code = """
+import sys, wkv
+model = wkv.Model.load(sys.argv[1], device="cpu", dtype="fp32")
+state = model.new_state()
+while True:
+    model.forward([1], state)
+    state.save(sys.argv[2])
+    print(state.position, flush=True)
+"""
+    path = tmp_path / "a.state"
+    state.save(path)
+    command = [sys.executable, "-c", code, str(golden / "v7" / "model.safetensors"), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = [int(process.stdout.readline()) for _ in range(20)]
+        process.kill()
+    assert model.load_state(path).position >= seen[-1] == 20
 
 
 def test_tokens_are_recorded_on_request(model: wkv.Model, tmp_path: Path) -> None:

@@ -93,9 +93,10 @@ class WKV_API State {
   /// Copies a part out or in, as fp32. Error(invalid_argument) if the name or the size is wrong.
   void get(std::string_view part, std::span<float> out) const;
   void set(std::string_view part, std::span<const float> in);
-  /// A self-describing blob: magic, version, fingerprint of the layout, position, little-endian
-  /// fp32. The same on every device. Model::state_from_bytes() reads it.
-  std::vector<std::byte> to_bytes() const;
+  /// A self-describing blob: magic, version, fingerprint of the model, position, little-endian
+  /// numbers. The same on every device. Model::state_from_bytes() reads it. `storage`: f32 is
+  /// exact, f16 and int8 are smaller and rounded (docs/states.md tells how much).
+  std::vector<std::byte> to_bytes(DType storage = DType::f32) const;
   /// Bytes of device memory it holds.
   std::size_t size_bytes() const noexcept;
 
@@ -192,6 +193,11 @@ WKV_API std::shared_ptr<const TensorSource> open_checkpoint(const std::filesyste
 WKV_API std::shared_ptr<const TensorSource> merge_lora(std::shared_ptr<const TensorSource> base,
                                                        std::shared_ptr<const TensorSource> adapter,
                                                        double alpha);
+
+/// The same tensors under another version, where names and shapes leave a choice: "6.0c" for what
+/// is taken for 6.0b. Throws Error(invalid_argument) if the tensors are not those of `version`.
+WKV_API std::shared_ptr<const TensorSource> as_version(std::shared_ptr<const TensorSource> source,
+                                                       std::string_view version);
 
 /// Writes a checkpoint as .safetensors, whole or not at all. `dtype`: automatic keeps the stored
 /// types; f32, f16 or bf16 is for the matrices, while vectors are never narrowed. `progress` counts

@@ -1,6 +1,7 @@
 // LoRA adapters, merged while a model loads.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -28,6 +29,8 @@ constexpr std::array<std::string_view, 3> kEndings{"", ".weight", ".default.weig
 constexpr std::array<std::string_view, 5> kOtherMethods{"init_lora", "bone", "disha", "lora_embed",
                                                         "lora_magnitude"};
 constexpr std::size_t kShownProblems = 10;
+// What tells the states of a model with an adapter from those of the model without it.
+constexpr std::string_view kAdapterKey = "wkv.adapter";
 
 struct Pair {
   std::string down;  // lora_A [rank, in]
@@ -93,6 +96,7 @@ class LoraSource final : public TensorSource {
     WKV_CHECK(problems.empty(), bad_model, place(), problems.size(), " tensors do not fit ",
               base_->description(), ": ", list);
     WKV_CHECK(!pairs_.empty(), bad_model, place(), "holds no lora_A and lora_B");
+    digest_ = base_->metadata(kAdapterKey) + digest();
   }
 
   const std::vector<std::string>& names() const noexcept override { return base_->names(); }
@@ -104,7 +108,9 @@ class LoraSource final : public TensorSource {
     const auto replaced = replaced_.find(std::string(name));
     return replaced == replaced_.end() ? base_->dtype(name) : adapter_->dtype(replaced->second);
   }
-  std::string metadata(std::string_view key) const override { return base_->metadata(key); }
+  std::string metadata(std::string_view key) const override {
+    return key == kAdapterKey ? digest_ : base_->metadata(key);
+  }
   std::string description() const override {
     return base_->description() + " with " + adapter_->description();
   }
@@ -167,6 +173,28 @@ class LoraSource final : public TensorSource {
     return {};
   }
 
+  // 16 hex digits of alpha, names and a few elements of every tensor: reading them all would take
+  // as long as merging does, and two adapters that were trained differ nearly everywhere.
+  std::string digest() const {
+    constexpr std::size_t kElements = 64;
+    std::uint64_t hash = 0xcbf29ce484222325u;
+    const auto mix = [&](std::uint64_t bits) { hash = (hash ^ bits) * 0x100000001b3u; };
+    mix(std::bit_cast<std::uint64_t>(alpha_));
+    for (const std::string& name : adapter_->names()) {
+      for (const char c : name) mix(static_cast<unsigned char>(c));
+      const HostTensor tensor = adapter_->get(name);
+      const auto n = static_cast<std::size_t>(tensor.numel());
+      const std::size_t stride = std::max<std::size_t>(1, n / kElements);
+      if (!is_float(tensor.dtype)) continue;
+      for (std::size_t i = 0; i < n; i += stride)
+        mix(std::bit_cast<std::uint32_t>(element_as_f32(tensor.data, tensor.dtype, i)));
+    }
+    constexpr std::string_view kHex = "0123456789abcdef";
+    std::string text;
+    for (int shift = 60; shift >= 0; shift -= 4) text += kHex[(hash >> shift) & 15u];
+    return text;
+  }
+
   static bool is_stored_float(DType dtype) noexcept {
     return is_float(dtype) && dtype != DType::f64;
   }
@@ -201,6 +229,7 @@ class LoraSource final : public TensorSource {
   std::shared_ptr<const TensorSource> base_;
   std::shared_ptr<const TensorSource> adapter_;
   double alpha_;
+  std::string digest_;
   std::unordered_map<std::string, Pair> pairs_;            // by the base's name
   std::unordered_map<std::string, std::string> replaced_;  // base's name -> adapter's
 };

@@ -20,8 +20,14 @@ Slot StateLayout::add(std::string name, std::vector<std::int64_t> shape, float i
   std::int64_t n = 1;
   for (const std::int64_t d : shape) n *= d;
   const Slot slot{size_, n};
-  slots_.push_back({std::move(name), std::move(shape), slot, initial, transposed});
+  slots_.push_back({std::move(name), std::move(shape), slot, initial, transposed, false});
   size_ += n;
+  return slot;
+}
+
+Slot StateLayout::add_exact(std::string name, std::vector<std::int64_t> shape, float initial) {
+  const Slot slot = add(std::move(name), std::move(shape), initial);
+  slots_.back().exact = true;
   return slot;
 }
 

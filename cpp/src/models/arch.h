@@ -17,7 +17,8 @@ struct SlotInfo {
   Slot slot;
   float initial = 0.0f;
   bool transposed =
-      false;  ///< the last two axes are stored swapped (v7: key-major, shown value-major)
+      false;           ///< the last two axes are stored swapped (v7: key-major, shown value-major)
+  bool exact = false;  ///< fp32 in compressed states too
 };
 
 /// Where the parts of a state lie; the same on every device, so a state is one block of fp32.
@@ -25,6 +26,8 @@ class StateLayout {
  public:
   Slot add(std::string name, std::vector<std::int64_t> shape, float initial = 0.0f,
            bool transposed = false);
+  /// The same for a part that rounding would spoil: exponents, sums of exponentials, token ids.
+  Slot add_exact(std::string name, std::vector<std::int64_t> shape, float initial = 0.0f);
   const std::vector<SlotInfo>& slots() const noexcept { return slots_; }
   std::int64_t size() const noexcept { return size_; }  ///< floats
   /// FNV-1a of names, shapes and offsets.

@@ -45,7 +45,7 @@ inline std::optional<CopyHead> load_copy_head(Checkpoint& in, const Detected& d,
       .query_bias = {},
       .key_bias = {},
       .rows = layout.add("head_k.rows", {d.ctx_len, d.head_qk}),
-      .tokens = layout.add("head_k.tokens", {d.ctx_len}),
+      .tokens = layout.add_exact("head_k.tokens", {d.ctx_len}),
   };
   if (d.version == "1") {
     head.query_bias = in.vector("head_q.bias", d.head_qk);

@@ -74,6 +74,18 @@ class Names {
        ", a variant that wkv does not run");
 }
 
+/// Transformers whose attention was replaced and that kept the rest (QRWKV6, ARWKV7), and what goes
+/// by the name of RWKV-8 since its first preview.
+void refuse_relatives(const TensorSource& source) {
+  for (const std::string& name : source.names()) {
+    const auto has = [&](std::string_view part) { return name.find(part) != std::string::npos; };
+    if (has("rosa")) not_run(source, "RWKV-8 (ROSA)");
+    if (has(".self_attn.") && (has("time_maa") || has("time_mixer") || has(".time_decay") ||
+                               name.ends_with(".r_k") || name.ends_with(".w0")))
+      not_run(source, "a hybrid: a transformer with RWKV in place of its attention");
+  }
+}
+
 std::string version_of(const Names& names, const TensorSource& source) {
   if (names.any("att.r_k")) {
     if (names.any("qkv.qq.weight")) not_run(source, "RWKV-7b (DEA)");
@@ -134,6 +146,7 @@ Detected detect(const TensorSource& source) {
     if (names.any("attn.query.weight")) not_run(source, "an attention baseline of RWKV-v1's code");
   }
   const bool v1 = names.has("tok_emb.weight");
+  refuse_relatives(source);
   WKV_CHECK((v1 || names.has("emb.weight")) && names.layers() > 0, bad_model, source.description(),
             ": no 'emb.weight' and 'blocks.0...' among its ", source.names().size(),
             " tensors; this is not an RWKV checkpoint in the official layout");

@@ -146,7 +146,7 @@ Model::Model(Checkpoint& in, const Detected& d)
         .state = {},
     };
     b.state.attn_shift = layout.add(name + "attn.shift", {d.n_embd});
-    b.state.sum_k = layout.add(name + "attn.sum_k", {d.n_att});
+    b.state.sum_k = layout.add_exact(name + "attn.sum_k", {d.n_att});
     b.state.kv = layout.add(name + "attn.kv", {d.ctx_len, d.n_head, d.head_size});
     b.state.mlp_shift = layout.add(name + "mlp.shift", {d.n_embd});
     blocks_.push_back(b);

@@ -124,8 +124,8 @@ Model::Model(Checkpoint& in, const Detected& d)
     } else {
       b.att = load_time_mix(in, name + "att.", d);
       b.state.att_shift = layout.add(name + "att.shift", {d.n_embd});
-      const Slot aa = layout.add(name + "att.aa", {d.n_att});
-      layout.add(name + "att.bb", {d.n_att});
+      const Slot aa = layout.add_exact(name + "att.aa", {d.n_att});
+      layout.add_exact(name + "att.bb", {d.n_att});
       b.state.wkv = {aa.offset, 2 * aa.size};
     }
     b.state.ffn_shift = layout.add(name + "ffn.shift", {d.n_embd});

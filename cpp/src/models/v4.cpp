@@ -116,7 +116,7 @@ void load_first_half(Checkpoint& in, const std::string& name, const Detected& d,
   b.state.att_shift = layout.add(name + "att.shift", {d.n_embd});
   const Slot aa = layout.add(name + "att.aa", {d.n_att});
   layout.add(name + "att.bb", {d.n_att});
-  layout.add(name + "att.pp", {d.n_att}, kLowest);
+  layout.add_exact(name + "att.pp", {d.n_att}, kLowest);
   b.state.wkv = {aa.offset, 3 * aa.size};
   if (in.has(name + "att.qq.weight"))
     b.att->softmax = load_softmax_attention(in, name + "att.", d.n_embd, d.ctx_len, layout);

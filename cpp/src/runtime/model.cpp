@@ -29,7 +29,8 @@ ModelInfo to_info(const Detected& d) {
 }
 
 /// Tells models of one size apart. The final norm is kept as fp32 by every conversion; rounding it
-/// to bf16 makes the fp32, fp16, bf16 and quantised forms of a model agree.
+/// to bf16 makes the fp32, fp16, bf16 and quantised forms of a model agree. LoRA leaves the norm as
+/// it is, so that a merged adapter adds its own digest.
 std::uint64_t weight_fingerprint(const TensorSource& source, std::uint64_t hash) {
   for (const char* name : {"ln_out.weight", "ln_out.bias", "ln_f.weight", "ln_f.bias"}) {
     if (!source.contains(name)) continue;
@@ -38,6 +39,8 @@ std::uint64_t weight_fingerprint(const TensorSource& source, std::uint64_t hash)
       hash = (hash ^ f32_to_bf16(element_as_f32(t.data, t.dtype, static_cast<std::size_t>(i)))) *
              0x100000001b3u;
   }
+  for (const char c : source.metadata("wkv.adapter"))
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
   return hash;
 }
 

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "core/check.h"
+#include "core/dtype.h"
+#include "runtime/state_storage.h"
 
 namespace wkv {
 namespace detail {
@@ -15,7 +17,7 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "state blobs are little-endian");
 
-/// The 64 bytes before the floats of a state blob.
+/// The 64 bytes before the numbers of a state blob.
 struct Header {
   std::array<char, 8> magic;
   std::uint32_t format;
@@ -24,13 +26,15 @@ struct Header {
   std::uint64_t fingerprint;
   std::uint64_t floats;
   std::int64_t position;
-  std::uint64_t checksum;  ///< FNV-1a over the floats, 8 bytes at a time
-  std::uint64_t reserved;
+  std::uint64_t checksum;  ///< FNV-1a over what follows, 8 bytes at a time
+  std::uint64_t storage;   ///< 0: fp32 (format 1); 1: fp16, 2: int8 (format 2)
 };
 static_assert(sizeof(Header) == 64);
 
 constexpr std::array<char, 8> kMagic = {'W', 'K', 'V', 'S', 'T', 'A', 'T', 'E'};
-constexpr std::uint32_t kFormat = 1;
+constexpr std::uint32_t kPlain = 1;   // formats: fp32,
+constexpr std::uint32_t kPacked = 2;  // and state_storage.h
+constexpr std::array<DType, 3> kStorages = {DType::f32, DType::f16, DType::int8};
 
 std::uint64_t checksum(const std::byte* data, std::size_t bytes) noexcept {
   std::uint64_t hash = 0xcbf29ce484222325u;
@@ -95,8 +99,11 @@ std::unique_ptr<StateImpl> parse_state(std::span<const std::byte> bytes,
             " bytes are too few for a state (its header alone has ", sizeof h, ')');
   std::memcpy(&h, bytes.data(), sizeof h);
   WKV_CHECK(h.magic == kMagic, invalid_argument, "[state] these bytes are not a wkv state");
-  WKV_CHECK(h.format == kFormat && h.header_bytes == sizeof h, invalid_argument, "[state] format ",
-            h.format, " is not known to this version (it reads ", kFormat, ')');
+  const bool known =
+      h.format == kPlain ? h.storage == 0 : h.format == kPacked && h.storage < kStorages.size();
+  WKV_CHECK(known && h.header_bytes == sizeof h, invalid_argument, "[state] format ", h.format, '.',
+            h.storage, " is not known to this version (it reads ", kPlain, " and ", kPacked, ')');
+  const DType storage = kStorages[h.storage];
   WKV_CHECK(h.version == padded(schema->version), invalid_argument,
             "[state] it belongs to an RWKV-",
             std::string(h.version.data(), strnlen(h.version.data(), 8)),
@@ -107,18 +114,24 @@ std::unique_ptr<StateImpl> parse_state(std::span<const std::byte> bytes,
             ": it belongs to a model of another size");
   WKV_CHECK(h.fingerprint == schema->fingerprint, invalid_argument,
             "[state] it belongs to another model of the same size (fingerprints differ)");
-  WKV_CHECK(bytes.size() == sizeof h + floats * sizeof(float), invalid_argument, "[state] ",
-            bytes.size(), " bytes where ", sizeof h + floats * sizeof(float),
-            " are needed: truncated or padded");
-  const std::byte* data = bytes.data() + sizeof h;
-  WKV_CHECK(h.checksum == checksum(data, floats * sizeof(float)), invalid_argument,
+  const std::size_t size = packed_bytes(schema->layout, storage);
+  WKV_CHECK(bytes.size() == sizeof h + size, invalid_argument, "[state] ", bytes.size(),
+            " bytes where ", sizeof h + size, " are needed: truncated or padded");
+  const std::span<const std::byte> data = bytes.subspan(sizeof h);
+  WKV_CHECK(h.checksum == checksum(data.data(), size), invalid_argument,
             "[state] the checksum does not match: the data is damaged");
   WKV_CHECK(h.position >= 0, invalid_argument, "[state] negative position ", h.position);
   auto state = std::make_unique<StateImpl>();
   state->schema = std::move(schema);
   state->backend = std::move(backend);
   state->data = state->backend->allocate(state->bytes());
-  state->backend->write(state->data.data(), data, state->bytes());
+  if (storage == DType::f32) {
+    state->backend->write(state->data.data(), data.data(), state->bytes());
+  } else {
+    std::vector<float> values(floats);
+    unpack_state(state->schema->layout, storage, data, values);
+    state->backend->write(state->data.data(), values.data(), state->bytes());
+  }
   state->position = h.position;
   return state;
 }
@@ -172,21 +185,32 @@ void State::set(std::string_view part, std::span<const float> in) {
                         values.size() * sizeof(float));
 }
 
-std::vector<std::byte> State::to_bytes() const {
+std::vector<std::byte> State::to_bytes(DType storage) const {
+  const auto code = std::find(detail::kStorages.begin(), detail::kStorages.end(), storage);
+  WKV_CHECK(code != detail::kStorages.end(), invalid_argument,
+            "[state] a state can be stored as fp32, fp16 or int8, not as ", dtype_name(storage));
   const detail::StateLock lock(*impl_);
-  const std::size_t n = impl_->bytes();
+  const StateLayout& layout = impl_->schema->layout;
+  const std::size_t n = detail::packed_bytes(layout, storage);
   std::vector<std::byte> bytes(sizeof(detail::Header) + n);
   std::byte* data = bytes.data() + sizeof(detail::Header);
-  impl_->backend->read(data, impl_->data.data(), n);
+  if (storage == DType::f32) {
+    impl_->backend->read(data, impl_->data.data(), n);
+  } else {
+    std::vector<float> values(static_cast<std::size_t>(layout.size()));
+    impl_->backend->read(values.data(), impl_->data.data(), impl_->bytes());
+    detail::pack_state(layout, storage, values, {data, n});
+  }
+  const bool plain = storage == DType::f32;
   const detail::Header h{.magic = detail::kMagic,
-                         .format = detail::kFormat,
+                         .format = plain ? detail::kPlain : detail::kPacked,
                          .header_bytes = sizeof(detail::Header),
                          .version = detail::padded(impl_->schema->version),
                          .fingerprint = impl_->schema->fingerprint,
-                         .floats = n / sizeof(float),
+                         .floats = static_cast<std::uint64_t>(layout.size()),
                          .position = impl_->position,
                          .checksum = detail::checksum(data, n),
-                         .reserved = 0};
+                         .storage = static_cast<std::uint64_t>(code - detail::kStorages.begin())};
   std::memcpy(bytes.data(), &h, sizeof h);
   return bytes;
 }

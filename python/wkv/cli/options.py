@@ -28,6 +28,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="type of the weights")
     parser.add_argument("--threads", type=positive, help="CPU threads (default: physical cores)")
+    parser.add_argument("--lora", metavar="FILE", help="merge this adapter (needs --lora-alpha)")
+    parser.add_argument("--lora-alpha", type=float, metavar="X", help="what it was trained with")
+    parser.add_argument(
+        "--tuned-state", metavar="FILE", help="begin with a trained initial state (v5 to v7)"
+    )
+    parser.add_argument(
+        "--as-version", metavar="V", help="6.0c, which a file cannot tell from 6.0b by itself"
+    )
 
 
 def add_tokenizer(parser: argparse.ArgumentParser) -> None:
@@ -81,13 +89,19 @@ def load_model(arguments: argparse.Namespace) -> Model:
     """Opens the model; with a bar if somebody looks at standard error."""
     from wkv.model import Model
 
-    return Model.load(
+    model = Model.load(
         arguments.file,
         device=arguments.device,
         dtype=arguments.dtype,
         threads=arguments.threads,
         progress=True if sys.stderr.isatty() else None,
+        lora=arguments.lora,
+        lora_alpha=arguments.lora_alpha,
+        version=arguments.as_version,
     )
+    if arguments.tuned_state is not None:
+        model.set_initial_state(model.load_tuned_state(arguments.tuned_state))
+    return model
 
 
 def load_tokenizer(name: str) -> Tokenizer:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
+from wkv import _core
 from wkv.errors import UnsupportedError
 from wkv.info import inspect
 from wkv.model import Model
@@ -16,6 +19,7 @@ from wkv.state import State
 
 from .arrays import as_state_array, dtype_of, from_numpy, to_numpy
 from .strategy import Layer, place, plan, warn
+from .weights import Weights
 
 __all__ = ["RWKV", "RWKV_x070"]
 
@@ -48,27 +52,31 @@ class RWKV:
             strategy: See :mod:`wkv.compat.rwkv.strategy`. The whole model goes where the first
                 layer goes; a warning says what else was asked for.
             verbose: Accepted; nothing is printed.
-            convert_and_save_and_exit: Refused: models need no conversion here.
+            convert_and_save_and_exit: Write the model to this file too, in the type of the
+                strategy's first layer. Such a file is a safetensors checkpoint for wkv, whatever
+                its suffix; the ``rwkv`` package cannot read it. The process goes on.
 
         Raises:
             ValueError: The strategy is malformed.
-            UnsupportedError: A device we do not run on, or a conversion.
+            UnsupportedError: A device we do not run on; a model of v1 to v3, or with a history.
             FileNotFoundError: No such file.
             ModelFormatError: No RWKV checkpoint.
         """
-        if convert_and_save_and_exit is not None:
-            raise UnsupportedError(
-                "[compat] convert_and_save_and_exit: models need no conversion here; "
-                "`wkv convert IN OUT --dtype fp16` writes a smaller file"
-            )
         path = os.fspath(model).strip()
         stages = [stage.strip() for stage in strategy.split("->")]
         info = inspect(path)
+        if info.version[0] in "123" or info.context_limit is not None:
+            raise UnsupportedError(
+                f"[compat] {path} is an RWKV-{info.version} whose state is no list of the rwkv "
+                "package's kind; use wkv.Model"
+            )
         layers = plan(strategy, info.n_layer)
         placement = place(strategy, layers)
         warn(strategy, placement)
+        if convert_and_save_and_exit is not None:
+            _convert(path, os.fspath(convert_and_save_and_exit), layers[0])
         self.model = Model.load(path, device=placement.device, dtype=placement.dtype)
-        self.version: float = float(info.version)
+        self.version: float = float(info.version.rstrip("abc"))
         if self.version in (4.0, 5.0):
             self.version = int(self.version)
         self.strategy = [_namespace(layer) for layer in layers]
@@ -80,19 +88,20 @@ class RWKV:
         state = self.model.new_state()
         self._names = state.keys()
         shapes = [state.shape(name) for name in self._names]
-        per_layer = len(shapes) // info.n_layer
         # The entry that holds sums over time stays float32; the shifted rows have the type of
         # their layer's activations.
         self._dtypes = [
-            self.strategy[i // per_layer].atype if name.endswith(".shift") else dtype_of("float32")
-            for i, name in enumerate(self._names)
+            self._type_of(name) if name.endswith(".shift") else dtype_of("float32")
+            for name in self._names
         ]
         self._shapes = shapes
+        # Up to v6 the package appends the suffix.
+        suffix = ".pth" if self.version < 7 and os.path.exists(f"{path}.pth") else ""
         self.args = SimpleNamespace(
-            MODEL_NAME=path,
+            MODEL_NAME=path + suffix,
             strategy_string=" -> ".join(stages),
             n_embd=info.n_embd,
-            n_att=shapes[1][0] if self.version == 4 else info.n_head * info.head_size,
+            n_att=info.n_head * info.head_size or state.shape(_last(self._names, ".aa"))[0],
             n_ffn=info.dim_ffn,
             n_layer=info.n_layer,
             n_head=info.n_head,
@@ -100,6 +109,23 @@ class RWKV:
             vocab_size=info.n_vocab,
             time_state=any(state[n].any() for n in self._names if n.endswith(".wkv")),
         )
+
+    def __getattr__(self, name: str) -> Any:
+        # As upstream, the weights are `w` up to v6 and `z` in v7, and hasattr() tells which.
+        if name == ("z" if self.__dict__.get("version", 0) >= 7 else "w"):
+            return self._weights
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute {name!r}")
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return Weights(self.args.MODEL_NAME, self.version, self.n_head, self._type_of)
+
+    def _type_of(self, name: str) -> Any:
+        """Of the activations beside the tensor or part of this name."""
+        first, *rest = name.split(".")
+        if first in ("ln_out", "head"):
+            return self.strategy[self.n_layer].atype
+        return self.strategy[int(rest[0]) if first == "blocks" else 0].atype
 
     def generate_zero_state(self) -> list[Any]:
         """The state before the first token: what ``forward`` takes for ``None``."""
@@ -157,6 +183,17 @@ class RWKV:
         """``forward`` of a list."""
         return self.forward(idx, state, full_output)
 
+    def forward_one_alt(self, x: Any, state: list[Any]) -> tuple[Any, list[Any]]:
+        """``forward`` of one row of ``z["emb.weight"]``; the state that is given stays as it is.
+
+        Raises:
+            UnsupportedError: A model that needs the token's id too (DeepEmbed).
+        """
+        native = self.model.new_state()
+        self._import(state, native)
+        logits = self.model.forward_vectors(to_numpy(x).reshape(1, -1), native, ln0=False)
+        return from_numpy(logits), self._export(native)
+
     def eval(self) -> RWKV:
         """Does nothing: for programs that treat the model as a torch module."""
         return self
@@ -185,6 +222,22 @@ class RWKV:
 
 #: The package's class for v7, which it selects by RWKV_V7_ON. Here both are one.
 RWKV_x070 = RWKV
+
+
+def _last(names: list[str], suffix: str) -> str:
+    return [name for name in names if name.endswith(suffix)][-1]
+
+
+def _convert(path: str, output: str, first: Layer) -> None:
+    output = output if output.endswith(".pth") else f"{output}.pth"
+    names = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+    _core.convert(path, output, names[first.atype], None)
+    warnings.warn(
+        f"[compat] {output} is a safetensors checkpoint for wkv, which needs no conversion; "
+        "the rwkv package cannot read it",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 def _namespace(layer: Layer) -> SimpleNamespace:
