@@ -7,6 +7,7 @@
 
 #include "core/check.h"
 #include "core/dtype.h"
+#include "cpu/kernels_matmul.h"
 #include "ops/quantize.h"
 #include "ops_module.h"
 
@@ -60,16 +61,46 @@ struct Weight {
   }
 };
 
+/// An int4 matrix row-major again, from the strips of the CPU; any other as it is.
+struct RowMajor {
+  explicit RowMajor(const Matrix& m) : matrix(m) {
+    if (m.layout != Layout::packed) return;
+    const auto size = [](int n) { return static_cast<std::size_t>(n); };
+    const std::size_t groups = size(m.in + quantize::kGroup - 1) / quantize::kGroup;
+    codes.resize(size(m.out) * groups * 16);
+    scales.resize(size(m.out) * groups);
+    const auto* from = static_cast<const std::uint8_t*>(m.data);
+    const auto* from_scales = static_cast<const std::uint16_t*>(m.group_scale);
+    for (std::size_t o = 0; o < size(m.out); ++o)
+      for (std::size_t g = 0; g < groups; ++g) {
+        const std::size_t group = o / cpu::kStrip * groups + g, lane = o % cpu::kStrip;
+        scales[o * groups + g] = from_scales[group * cpu::kStrip + lane];
+        for (std::size_t b = 0; b < 16; ++b)
+          codes[(o * groups + g) * 16 + b] =
+              from[((group * 4 + b / 4) * cpu::kStrip + lane) * 4 + b % 4];
+      }
+    matrix.layout = Layout::row_major;
+    matrix.data = codes.data();
+    matrix.group_scale = scales.data();
+  }
+  Matrix matrix;
+  std::vector<std::uint8_t> codes;
+  std::vector<std::uint16_t> scales;
+};
+
 /// What the elements are worth, fp32 [out, in].
 Array decoded(const Weight& w) {
+  const RowMajor held(w.matrix);
   Array all({w.matrix.out, w.matrix.in});
-  for (int o = 0; o < w.matrix.out; ++o) quantize::decode_row(w.matrix, o, all.mutable_data(o, 0));
+  for (int o = 0; o < w.matrix.out; ++o)
+    quantize::decode_row(held.matrix, o, all.mutable_data(o, 0));
   return all;
 }
 
 /// Codes, scales and offsets as numpy arrays; those that the format has.
 py::dict parts(const Weight& w) {
-  const Matrix& m = w.matrix;
+  const RowMajor held(w.matrix);
+  const Matrix& m = held.matrix;
   py::dict all;
   all["dtype"] = std::string(dtype_name(m.dtype));
   all["bytes"] = m.bytes;

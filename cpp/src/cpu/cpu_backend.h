@@ -73,6 +73,8 @@ class CpuBackend final : public Backend {
   /// `n` floats for every thread.
   float* scratch(std::size_t n);
 
+  /// An int4 matrix in the order of its kernels, whose buffer is appended to `keep`.
+  Matrix strips(const Matrix& from, std::vector<std::shared_ptr<const void>>& keep);
   /// A copy with one row for each input, whose buffer is appended to `keep`.
   Matrix input_major(const Matrix& from, std::vector<std::shared_ptr<const void>>& keep);
   /// A product with W input-major of few rows, after linear() has provided scratch.

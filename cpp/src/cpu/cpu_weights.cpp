@@ -105,6 +105,7 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
     }
     m.name = name;
     if (use == MatrixUse::ffn_value && skip_zeros_ != SkipZeros::off) return input_major(m, keep);
+    if (want == DType::int4) return strips(m, keep);
     keep.push_back(std::make_shared<Buffer>(memory));
     return m;
   }
@@ -133,6 +134,40 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
   m.data = copy.data();
   if (turned) return input_major(m, keep);
   keep.push_back(std::make_shared<Buffer>(copy));
+  return m;
+}
+
+Matrix CpuBackend::strips(const Matrix& from, std::vector<std::shared_ptr<const void>>& keep) {
+  const auto size = [](int n) { return static_cast<std::size_t>(n); };
+  const std::size_t groups = (size(from.in) + quantize::kGroup - 1) / quantize::kGroup;
+  const int count = (from.out + kStrip - 1) / kStrip;
+  const std::size_t code_bytes = size(count) * kStrip * groups * (quantize::kGroup / 2);
+  const Buffer memory = allocate_host(code_bytes + size(count) * kStrip * groups * 2);
+  std::memset(memory.data(), 0, memory.bytes());  // outputs that fill up a strip have a scale of 0
+  auto* codes = static_cast<std::byte*>(memory.data());
+  auto* scales = codes + code_bytes;
+  const auto* from_codes = static_cast<const std::byte*>(from.data);
+  const auto* from_scales = static_cast<const std::byte*>(from.group_scale);
+  auto part = [&](int index, int threads) noexcept {
+    for (int strip = part_of(count, index, threads); strip < part_of(count, index + 1, threads);
+         ++strip)
+      for (int o = 0; o < std::min(kStrip, from.out - strip * kStrip); ++o) {
+        const std::size_t row = (size(strip) * kStrip + size(o)) * groups;
+        for (std::size_t g = 0; g < groups; ++g) {
+          const std::size_t group = size(strip) * groups + g;
+          std::memcpy(scales + (group * kStrip + size(o)) * 2, from_scales + (row + g) * 2, 2);
+          for (std::size_t line = 0; line < 4; ++line)
+            std::memcpy(codes + ((group * 4 + line) * kStrip + size(o)) * 4,
+                        from_codes + (row + g) * 16 + line * 4, 4);
+        }
+      }
+  };
+  pool_.run(part);
+  Matrix m = from;
+  m.layout = Layout::packed;
+  m.data = codes;
+  m.group_scale = scales;
+  keep.push_back(std::make_shared<Buffer>(memory));
   return m;
 }
 

@@ -14,10 +14,13 @@ enum WeightType : int {
   kWeightBF16,
   kWeightI8,  ///< int8_t codes
   kWeightU8,  ///< uint8_t codes
-  kWeightI4,  ///< two codes (value + 8) to a byte, the even input low; a f16 scale per 32 inputs
+  kWeightI4,  ///< two codes (value + 8) to a byte and a f16 scale per 32 inputs, in strips
   kWeightTypes
 };
 constexpr int kInt4Group = 32;
+/// Outputs of a strip of int4: W is [strip][group of 32 inputs][8 inputs][output], where an
+/// output's 8 codes are a dword, the first input lowest; scales are [strip][group][output].
+constexpr int kStrip = 16;
 
 /// What W is beside its codes: W[o][i] = (q - zero) out_scale[o] in_scale[i] + out_offset[o] +
 /// in_offset[i]. Null where absent.
@@ -27,7 +30,7 @@ struct MatmulScales {
   const float* in_offset;
   const float* out_offset;
   float zero;
-  const void* group_scale;  ///< kWeightI4: f16 [out][groups], groups = in / 32 rounded up
+  const void* group_scale;  ///< kWeightI4: f16
 };
 
 /// What happens to a product before it is stored. Null pointers where absent; rows of `gate` and
@@ -42,8 +45,9 @@ struct MatmulEpilogue {
   ptrdiff_t add_stride;
 };
 
-/// One product. W [out][in], or [in][out] if `input_major`: int4 then has two outputs of an input
-/// to a byte, the even one low, and its scales are [groups][out]. Strides of x and y in floats.
+/// One product. W [out][in] (int4: strips), or [in][out] if `input_major`: int4 then has two
+/// outputs of an input to a byte, the even one low, and its scales are [group][out]. Strides of x
+/// and y in floats.
 struct MatmulArgs {
   const void* w;
   ptrdiff_t row_bytes;

@@ -36,7 +36,7 @@ enum class MatrixUse : std::uint8_t {
 enum class Layout : std::uint8_t {
   row_major,    ///< [out][in]
   input_major,  ///< [in][out]
-  packed,       ///< backend-specific tiles
+  packed,       ///< the backend's own order
 };
 
 /// A weight W [out, in]; y = x W^T. Quantised formats add scales, see docs/weights.md:

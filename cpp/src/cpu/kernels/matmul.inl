@@ -10,7 +10,7 @@ namespace {
 // Where gemm overtakes gemv with weights in cache, in the order of WeightType. Expanding a panel
 // pays late where gemv's conversions are cheap and registers many.
 #if defined(__AVX512F__)
-#define WKV_GEMM_MIN_ROWS {20, 48, 48, 64, 64, 24}
+#define WKV_GEMM_MIN_ROWS {20, 48, 48, 64, 64, 64}
 #elif defined(__AVX2__)
 #define WKV_GEMM_MIN_ROWS {20, 40, 12, 20, 20, 12}
 #else

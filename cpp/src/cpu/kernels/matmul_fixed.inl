@@ -1,7 +1,7 @@
-// Few rows with quantised weights: codes are small integers, so x becomes fixed point and the sums
-// are exact integers. A processor does four times as many byte products as float ones and the codes
-// need no conversion. x is rounded to 2^-29 (bytes) or 2^-23 (int4) of the largest of its row, no
-// more than sums in fp32 lose. Layout of W as for gemv.
+// One row with weights of a byte: codes are small integers, so x becomes fixed point and the sums
+// are exact integers. A processor does four times as many byte products as float ones, and the
+// codes need no conversion. x is rounded to 2^-30 of its largest element (2^-29 with AVX2), less
+// than sums in fp32 lose.
 #pragma once
 
 #include "cpu/kernels/matmul_codes.inl"
@@ -73,164 +73,94 @@ namespace {
 
 #if defined(__AVX2__)
 
-/// Bytes of prepared x of a row: for every segment a head, then its steps.
+/// Bytes of prepared x: for every segment a head, then its steps.
 template <class C>
 inline size_t fixed_segment_bytes(int inputs) {
   return C::kHeadBytes + (size_t)((inputs + C::kInputs - 1) / C::kInputs) * C::kXBytes;
 }
 template <class C>
-inline size_t fixed_row_bytes(int in) {
+inline size_t fixed_x_bytes(int in) {
   return (size_t)(in / kSegment) * fixed_segment_bytes<C>(kSegment) +
          fixed_segment_bytes<C>(in % kSegment);
 }
 
-/// Inputs [k0, k0 + n) of a segment: products[x row][weight row] (+)= those of RW rows of W and RX
-/// rows of x, `xs` bytes apart.
-template <class C, int RW, int RX>
-void fixed_tile(const WeightRows& w, const unsigned char* x, ptrdiff_t xs, const float* x_steps,
-                int k0, int n, float* products, ptrdiff_t products_stride) {
-  typename C::template Sums<RW, RX> sums(x, xs);
+/// Inputs [k0, k0 + n) of a segment: products[r] (+)= step times those of row r of RW rows of W.
+template <class C, int RW>
+void fixed_tile(const MatmulArgs& a, int row, const unsigned char* x, float step, int k0, int n,
+                float* products) {
+  typename C::template Sums<RW> sums(x);
   x += C::kHeadBytes;
   const unsigned char* rows[RW];
-  const f16* scales[RW];
 #pragma GCC unroll 4
-  for (int r = 0; r < RW; ++r) {
-    rows[r] = w.codes + r * w.row_bytes + (size_t)k0 * C::kBytes / C::kInputs;
-    scales[r] = w.scales + r * w.groups + k0 / kInt4Group;
-  }
+  for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes + k0;
   // The same inputs of rows that follow, at least kFixedAhead bytes on.
-  const ptrdiff_t segment = (ptrdiff_t)RW * n * C::kBytes / C::kInputs + 1;
-  const ptrdiff_t later = RW * ((kFixedAhead + segment - 1) / segment);
-  const ptrdiff_t ahead = later * w.row_bytes, scales_ahead = later * w.groups;
+  const ptrdiff_t segment = (ptrdiff_t)RW * n;
+  const ptrdiff_t ahead = RW * ((kFixedAhead + segment - 1) / segment) * a.row_bytes;
   int k = 0;
   for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes) {
 #pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r) {
+    for (int r = 0; r < RW; ++r)
 #pragma GCC unroll 2
-      for (int line = 0; line < C::kBytes; line += 64) {
+      for (int line = 0; line < C::kInputs; line += 64) {
         __builtin_prefetch(rows[r] + ahead + line, 0, 2);
         __builtin_prefetch(rows[r] + kFixedNear + line, 0, 3);
       }
-      if constexpr (C::kGroups > 0)
-        if (k % 1024 == 0) __builtin_prefetch(scales[r] + scales_ahead, 0, 2);
-    }
-    sums.step(rows, scales, x, xs);
+    sums.step(rows, x);
 #pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r) {
-      rows[r] += C::kBytes;
-      scales[r] += C::kGroups;
-    }
+    for (int r = 0; r < RW; ++r) rows[r] += C::kInputs;
   }
   if (k < n) {
-    unsigned char tail[RW][C::kBytes] = {};
-    f16 tail_scales[RW][8] = {};
+    unsigned char tail[RW][C::kInputs] = {};
     for (int r = 0; r < RW; ++r) {
-      const size_t groups = (size_t)(n - k + kInt4Group - 1) / kInt4Group;
-      const size_t bytes = C::kGroups > 0 ? groups * kInt4Group / 2 : (size_t)(n - k);
-      __builtin_memcpy(tail[r], rows[r], bytes);
-      if (C::kGroups > 0) __builtin_memcpy(tail_scales[r], scales[r], groups * sizeof(f16));
+      __builtin_memcpy(tail[r], rows[r], (size_t)(n - k));
       rows[r] = tail[r];
-      scales[r] = tail_scales[r];
     }
-    sums.step(rows, scales, x, xs);
+    sums.step(rows, x);
   }
-  for (int m = 0; m < RX; ++m)
-    for (int r = 0; r < RW; ++r) {
-      float* to = products + m * products_stride + r;
-      const float t = sums.total(m, r) * x_steps[m];
-      *to = k0 > 0 ? *to + t : t;
-    }
+  for (int r = 0; r < RW; ++r)
+    products[r] = k0 > 0 ? products[r] + sums.total(r) * step : sums.total(r) * step;
 }
 
-template <class C, int RX>
-void fixed_outputs(const MatmulArgs& a, const unsigned char* x, ptrdiff_t xs, const float* x_steps,
-                   int begin, int end, float* products) {
-  constexpr int kRows = C::weight_rows(RX);
-  for (int k0 = 0; k0 < a.in; k0 += kSegment, x += fixed_segment_bytes<C>(kSegment)) {
-    const int n = a.in - k0 < kSegment ? a.in - k0 : kSegment;
-    int r = begin;
-    for (; r + kRows <= end; r += kRows)
-      fixed_tile<C, kRows, RX>(weight_rows(a, r), x, xs, x_steps, k0, n, products + r - begin,
-                               kOutBlock);
-    for (; r < end; ++r)
-      fixed_tile<C, 1, RX>(weight_rows(a, r), x, xs, x_steps, k0, n, products + r - begin,
-                           kOutBlock);
-  }
-}
-
-/// The same for every type; false if a row of x cannot be held.
-template <class C>
-bool fixed_prepare(unsigned char* to, const float* x, const float* scale, int in, float* step) {
-  int32_t most;
-  if (!row_range(x, scale, in, &most)) return false;
-  const RowStep s(most, C::kBits);
-  *step = s.step;
-  for (int k = 0; k < in; k += kSegment, to += fixed_segment_bytes<C>(kSegment))
-    C::prepare(to, x + k, scale ? scale + k : nullptr, in - k < kSegment ? in - k : kSegment,
-               s.inverse);
-  return true;
-}
-
+/// False if fixed point does not hold x; nothing is written then.
 template <class C>
 bool gemv_fixed_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
-  if (a.rows > C::kMaxRows) return false;
-  const ptrdiff_t xs = (ptrdiff_t)fixed_row_bytes<C>(a.in);
   unsigned char* x = (unsigned char*)scratch;
-  float* products = (float*)(x + a.rows * xs);  // [rows][kOutBlock]
-  RowSums* sums = (RowSums*)(products + (ptrdiff_t)a.rows * kOutBlock);
-  float* x_steps = (float*)(sums + a.rows);
-  for (int m = 0; m < a.rows; ++m) {
-    const float* row = a.x + m * a.x_stride;
-    if (!fixed_prepare<C>(x + m * xs, row, a.scales.in_scale, a.in, x_steps + m)) return false;
-    sums[m] = needs_sums(a.scales) ? row_sums(a.scales, row, a.in) : RowSums{};
-  }
-  const int chunks = (a.rows + C::kMaxX - 1) / C::kMaxX;
+  int32_t most;
+  if (!row_range(a.x, a.scales.in_scale, a.in, &most)) return false;
+  const RowStep s(most, C::kBits);
+  for (int k = 0; k < a.in; k += kSegment)
+    C::prepare(x + (k / kSegment) * fixed_segment_bytes<C>(kSegment), a.x + k,
+               a.scales.in_scale ? a.scales.in_scale + k : nullptr,
+               a.in - k < kSegment ? a.in - k : kSegment, s.inverse);
+  const RowSums sums = needs_sums(a.scales) ? row_sums(a.scales, a.x, a.in) : RowSums{};
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int first = a.rows * chunk / chunks, last = a.rows * (chunk + 1) / chunks;
-      const unsigned char* xc = x + first * xs;
-      float* to = products + first * kOutBlock;
-      switch (last - first) {
-        case 1:
-          fixed_outputs<C, 1>(a, xc, xs, x_steps + first, j, stop, to);
-          break;
-        case 2:
-          if constexpr (C::kMaxX >= 2) fixed_outputs<C, 2>(a, xc, xs, x_steps + first, j, stop, to);
-          break;
-        case 3:
-          if constexpr (C::kMaxX >= 3) fixed_outputs<C, 3>(a, xc, xs, x_steps + first, j, stop, to);
-          break;
-        default:
-          if constexpr (C::kMaxX >= 4) fixed_outputs<C, 4>(a, xc, xs, x_steps + first, j, stop, to);
-      }
+    float products[kOutBlock];
+    for (int k = 0; k < a.in; k += kSegment) {
+      const unsigned char* part = x + (k / kSegment) * fixed_segment_bytes<C>(kSegment);
+      const int n = a.in - k < kSegment ? a.in - k : kSegment;
+      int r = j;
+      for (; r + C::kRows <= stop; r += C::kRows)
+        fixed_tile<C, C::kRows>(a, r, part, s.step, k, n, products + r - j);
+      for (; r < stop; ++r) fixed_tile<C, 1>(a, r, part, s.step, k, n, products + r - j);
     }
-    for (int m = 0; m < a.rows; ++m)
-      store_outputs(a, sums[m], products + m * kOutBlock, m, j, stop);
+    store_outputs(a, sums, products, 0, j, stop);
   }
   return true;
 }
 
-/// False if fixed point does not hold x or is of no use to this type; nothing is written then.
+/// False if fixed point does not hold x, for several rows and for other types; nothing is written
+/// then. With more rows, converting the codes to floats once for all is as fast.
 bool gemv_fixed(const MatmulArgs& a, int begin, int end, void* scratch) {
-  switch (a.type) {
-    case kWeightI8:
-      return gemv_fixed_typed<FixedByte</*kSigned=*/true>>(a, begin, end, scratch);
-    case kWeightU8:
-      return gemv_fixed_typed<FixedByte</*kSigned=*/false>>(a, begin, end, scratch);
-    case kWeightI4:
-      return gemv_fixed_typed<FixedI4>(a, begin, end, scratch);
-    default:
-      return false;
-  }
+  if (a.rows != 1) return false;
+  if (a.type == kWeightI8)
+    return gemv_fixed_typed<FixedByte</*kSigned=*/true>>(a, begin, end, scratch);
+  if (a.type == kWeightU8)
+    return gemv_fixed_typed<FixedByte</*kSigned=*/false>>(a, begin, end, scratch);
+  return false;
 }
 
-size_t fixed_scratch(const MatmulArgs& a) {
-  const size_t bytes = fixed_row_bytes<FixedByte<true>>(a.in);
-  const size_t i4 = fixed_row_bytes<FixedI4>(a.in);
-  return (size_t)a.rows *
-         ((bytes > i4 ? bytes : i4) + (kOutBlock + 1) * sizeof(float) + sizeof(RowSums));
-}
+size_t fixed_scratch(const MatmulArgs& a) { return fixed_x_bytes<FixedByte<true>>(a.in); }
 
 #else
 

@@ -5,6 +5,7 @@
 
 #include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels/matmul_epilogue.inl"
+#include "cpu/kernels/matmul_int4.inl"
 #include "cpu/kernels/matmul_panel.inl"
 
 namespace wkv::cpu {
@@ -199,7 +200,7 @@ inline Gemm gemm_of(const MatmulArgs& a) {
     case kWeightU8:
       return a.input_major ? gemm_typed<InputMajor<uint8_t>> : gemm_typed<OutputMajor<UnpackU8>>;
     default:
-      return a.input_major ? gemm_typed<InputMajorI4> : gemm_typed<OutputMajor<UnpackI4>>;
+      return a.input_major ? gemm_typed<InputMajorI4> : gemm_typed<StripsI4>;
   }
 }
 

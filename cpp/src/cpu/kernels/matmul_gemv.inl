@@ -6,6 +6,7 @@
 #include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels/matmul_epilogue.inl"
 #include "cpu/kernels/matmul_fixed.inl"
+#include "cpu/kernels/matmul_int4.inl"
 
 namespace wkv::cpu {
 namespace {
@@ -19,16 +20,6 @@ constexpr int kMaxX = 3;  // 12, 3, 1 of 16
 constexpr int kMaxX = 2;
 #endif
 template <class C>
-constexpr bool kIsI4 = false;
-template <>
-constexpr bool kIsI4<CodecI4> = true;
-
-/// Floats of a prepared step of x. For int4 a vector follows that makes up for the + 8 of the
-/// codes.
-template <class C>
-constexpr int kStepFloats = kStep<C> + (kIsI4<C> ? W : 0);
-
-template <class C>
 inline int steps(int in) {
   return (in + kStep<C> - 1) / kStep<C>;
 }
@@ -38,20 +29,12 @@ inline int steps(int in) {
 template <class C>
 void prepare_x(float* to, const float* x, const float* scale, int in) {
   float part[kStep<C>];
-  for (int k = 0; k < in; k += kStep<C>, to += kStepFloats<C>) {
+  for (int k = 0; k < in; k += kStep<C>, to += kStep<C>) {
     const int n = in - k < kStep<C> ? in - k : kStep<C>;
     for (int i = 0; i < n; ++i) part[i] = scale ? x[k + i] * scale[k + i] : x[k + i];
     for (int i = n; i < kStep<C>; ++i) part[i] = 0.0f;
     for (int v = 0; v < C::kVectors; ++v)
       for (int lane = 0; lane < W; ++lane) to[v * W + lane] = part[C::input(v, lane)];
-    if constexpr (kIsI4<C>) {
-      f32v excess{};
-      for (int v = 0; v < C::kVectors; ++v) {
-        excess -= 8.0f * load(to + v * W);
-        store(to + v * W, load(to + v * W) * C::weight(v));
-      }
-      store(to + kStep<C>, excess);
-    }
   }
 }
 
@@ -60,45 +43,19 @@ struct Accumulators {
   static constexpr int kChains = RW * RX >= 6 ? 1 : RW * RX >= 3 ? 2 : 4;
   f32v sums[RX][RW][kChains] = {};
 
-  /// One step of every row: codes at rows[r], scales at scales[r].
+  /// One step of every row.
   inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
-                                                  const f16* const (&scales)[RW], const float* x,
-                                                  ptrdiff_t xs) {
-    if constexpr (kIsI4<C>) {
+                                                  const float* x, ptrdiff_t xs) {
+#pragma GCC unroll 4
+    for (int v = 0; v < C::kVectors; ++v) {
+      f32v xv[RX];
+#pragma GCC unroll 8
+      for (int m = 0; m < RX; ++m) xv[m] = load(x + m * xs + v * W);
 #pragma GCC unroll 4
       for (int r = 0; r < RW; ++r) {
-        // Two chains where there are registers: 8 dependent multiply-adds of 4 cycles for 36 bytes
-        // would be slower than memory.
-        constexpr int kParts = RX <= 2 ? 2 : 1;
-        f32v part[RX][kParts] = {};
+        const f32v w = C::get(rows[r], v);
 #pragma GCC unroll 8
-        for (int m = 0; m < RX; ++m) part[m][0] = load(x + m * xs + kStep<C>);
-#pragma GCC unroll 8
-        for (int v = 0; v < C::kVectors; ++v) {
-          const f32v w = C::get(rows[r], v);
-#pragma GCC unroll 8
-          for (int m = 0; m < RX; ++m) part[m][v % kParts] += w * load(x + m * xs + v * W);
-        }
-        const f32v scale = C::scales(scales[r]);
-#pragma GCC unroll 8
-        for (int m = 0; m < RX; ++m) {
-          if constexpr (kParts == 2) part[m][0] += part[m][1];
-          sums[m][r][0] += part[m][0] * scale;
-        }
-      }
-    } else {
-      (void)scales;
-#pragma GCC unroll 4
-      for (int v = 0; v < C::kVectors; ++v) {
-        f32v xv[RX];
-#pragma GCC unroll 8
-        for (int m = 0; m < RX; ++m) xv[m] = load(x + m * xs + v * W);
-#pragma GCC unroll 4
-        for (int r = 0; r < RW; ++r) {
-          const f32v w = C::get(rows[r], v);
-#pragma GCC unroll 8
-          for (int m = 0; m < RX; ++m) sums[m][r][v % kChains] += w * xv[m];
-        }
+        for (int m = 0; m < RX; ++m) sums[m][r][v % kChains] += w * xv[m];
       }
     }
   }
@@ -110,80 +67,67 @@ struct Accumulators {
   }
 };
 
-/// products[x row][weight row] of RW rows of W and RX rows of x, `xs` apart.
+/// products[x row][weight row] of rows [row, row + RW) of W and RX rows of x, `xs` apart.
 template <class C, int RW, int RX>
-void dot_tile(const WeightRows& w, const float* x, ptrdiff_t xs, int in, float* products,
+void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
               ptrdiff_t products_stride) {
   Accumulators<C, RW, RX> acc;
   const unsigned char* rows[RW];
-  const f16* scales[RW];
 #pragma GCC unroll 4
-  for (int r = 0; r < RW; ++r) {
-    rows[r] = w.codes + r * w.row_bytes;
-    scales[r] = w.scales + r * w.groups;
-  }
+  for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes;
   // A row of a single stream runs into the next one; of several, each is followed RW rows below.
-  const ptrdiff_t ahead = RW == 1 ? w.stream_ahead : RW * w.row_bytes;
+  const ptrdiff_t ahead = RW == 1 ? a.stream_ahead : RW * a.row_bytes;
   int k = 0;
-  for (; k + kStep<C> <= in; k += kStep<C>, x += kStepFloats<C>) {
+  for (; k + kStep<C> <= a.in; k += kStep<C>, x += kStep<C>) {
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r)
 #pragma GCC unroll 4
       for (int line = 0; line < kStepBytes<C>; line += 64)
         __builtin_prefetch(rows[r] + ahead + line, 0, RW == 1 ? 3 : 2);
-    acc.step(rows, scales, x, xs);
+    acc.step(rows, x, xs);
 #pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r) {
-      rows[r] += kStepBytes<C>;
-      if constexpr (kIsI4<C>) scales[r] += C::kGroups;
-    }
+    for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;
   }
-  if (k < in) {
-    unsigned char tail[RW][kStepBytes<C>];
-    f16 tail_scales[RW][W / 4];
+  if (k < a.in) {
+    unsigned char tail[RW][kStepBytes<C>] = {};
     for (int r = 0; r < RW; ++r) {
-      __builtin_memset(tail[r], 0, sizeof tail[r]);
-      __builtin_memset(tail_scales[r], 0, sizeof tail_scales[r]);
-      const int inputs = kIsI4<C> ? (int)round_up((size_t)(in - k), kInt4Group) : in - k;
-      __builtin_memcpy(tail[r], rows[r], (size_t)(inputs * 8 / C::kInputsPerByteX8));
-      if constexpr (kIsI4<C>)
-        __builtin_memcpy(tail_scales[r], scales[r], (size_t)(inputs / kInt4Group) * sizeof(f16));
+      __builtin_memcpy(tail[r], rows[r], (size_t)((a.in - k) * 8 / C::kInputsPerByteX8));
       rows[r] = tail[r];
-      scales[r] = tail_scales[r];
     }
-    acc.step(rows, scales, x, xs);
+    acc.step(rows, x, xs);
   }
   for (int m = 0; m < RX; ++m)
     for (int r = 0; r < RW; ++r) products[m * products_stride + r] = acc.total(m, r);
 }
 
 template <class C, int RW>
-inline void dot_rows(int rows, const WeightRows& w, const float* x, ptrdiff_t xs, int in,
-                     float* products, ptrdiff_t ps) {
+inline void dot_rows(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
+                     ptrdiff_t ps) {
+  int rows = a.rows;
   // Parts as equal as they can be: 8 rows are 4 + 4, since 2 of 6 + 2 take as long as 4.
   for (int parts = (rows + kMaxX - 1) / kMaxX; parts > 0; --parts) {
     const int part = (rows + parts - 1) / parts;
     switch (part) {
       case 1:
-        dot_tile<C, RW, 1>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 1>(a, row, x, xs, products, ps);
         break;
       case 2:
-        dot_tile<C, RW, 2>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 2>(a, row, x, xs, products, ps);
         break;
 #if defined(__AVX2__)
       case 3:
-        dot_tile<C, RW, 3>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 3>(a, row, x, xs, products, ps);
         break;
 #endif
 #if defined(__AVX512F__)
       case 4:
-        dot_tile<C, RW, 4>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 4>(a, row, x, xs, products, ps);
         break;
       case 5:
-        dot_tile<C, RW, 5>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 5>(a, row, x, xs, products, ps);
         break;
       case 6:
-        dot_tile<C, RW, 6>(w, x, xs, in, products, ps);
+        dot_tile<C, RW, 6>(a, row, x, xs, products, ps);
         break;
 #endif
       default:
@@ -197,7 +141,7 @@ inline void dot_rows(int rows, const WeightRows& w, const float* x, ptrdiff_t xs
 
 template <class C>
 void gemv_typed(const MatmulArgs& a, int begin, int end, float* scratch) {
-  const ptrdiff_t xs = (ptrdiff_t)steps<C>(a.in) * kStepFloats<C>;
+  const ptrdiff_t xs = (ptrdiff_t)steps<C>(a.in) * kStep<C>;
   float* x = scratch;
   float* products = scratch + a.rows * xs;  // [rows][kOutBlock]
   RowSums* sums = (RowSums*)(products + (ptrdiff_t)a.rows * kOutBlock);
@@ -214,17 +158,16 @@ void gemv_typed(const MatmulArgs& a, int begin, int end, float* scratch) {
     int r = j;
     if (tiles)
       for (; r + kWeightRows <= stop; r += kWeightRows)
-        dot_rows<C, kWeightRows>(a.rows, weight_rows(a, r), x, xs, a.in, products + r - j,
-                                 kOutBlock);
-    for (; r < stop; ++r)
-      dot_rows<C, 1>(a.rows, weight_rows(a, r), x, xs, a.in, products + r - j, kOutBlock);
+        dot_rows<C, kWeightRows>(a, r, x, xs, products + r - j, kOutBlock);
+    for (; r < stop; ++r) dot_rows<C, 1>(a, r, x, xs, products + r - j, kOutBlock);
     for (int m = 0; m < a.rows; ++m)
       store_outputs(a, sums[m], products + m * kOutBlock, m, j, stop);
   }
 }
 
 size_t gemv_scratch(const MatmulArgs& a) {
-  const size_t longest = (size_t)steps<CodecI4>(a.in) * kStepFloats<CodecI4>;
+  if (a.type == kWeightI4) return PreparedX4::bytes(a);
+  const size_t longest = (size_t)a.in + 4 * W;
   const size_t floats = (size_t)a.rows * ((kOutBlock + longest) * sizeof(float) + sizeof(RowSums));
   const size_t fixed = fixed_scratch(a);
   return floats > fixed ? floats : fixed;
@@ -244,7 +187,7 @@ void gemv(const MatmulArgs& a, int begin, int end, void* scratch) {
     case kWeightU8:
       return gemv_typed<CodecByte<uint8_t>>(a, begin, end, (float*)scratch);
     default:
-      return gemv_typed<CodecI4>(a, begin, end, (float*)scratch);
+      return gemv_int4(a, begin, end, scratch);
   }
 }
 

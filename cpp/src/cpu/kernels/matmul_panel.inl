@@ -118,32 +118,6 @@ struct UnpackU8 {
   }
 };
 
-struct UnpackI4 {
-  static constexpr int kInputs = 8, kBytes = 4;
-  static constexpr int kGroups = W / 4;  // groups of 4 lanes in W lanes
-  const f16* scale;                      // of the first column
-  ptrdiff_t groups;
-  int columns;
-  f32v scales[kGroups];
-
-  UnpackI4(const MatmulArgs& a, int j, int n)
-      : groups((a.in + kInt4Group - 1) / kInt4Group), columns(n) {
-    scale = (const f16*)a.scales.group_scale + j * groups;
-  }
-  void begin(int k, int inputs) {
-    for (int g = 0; g < kGroups && g * kInt4Group < inputs; ++g) {
-      f16 column[W] = {};
-      for (int c = 0; c < columns; ++c) column[c] = scale[c * groups + k / kInt4Group + g];
-      scales[g] = load(column);
-    }
-  }
-  static f32v lanes(const unsigned char* p) { return load((const float*)p); }
-  f32v value(f32v v, int lane, int i) const {
-    const f32v code = __builtin_convertvector((i32v)((u32v)v >> 4 * i & 0xfu), f32v);
-    return (code - 8.0f) * scales[lane / 4];
-  }
-};
-
 /// Inputs [k0, k0 + depth) of outputs [j, j + n), n <= W, to columns of the panel; absent ones
 /// zero.
 template <class U>

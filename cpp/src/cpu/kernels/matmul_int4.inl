@@ -1,0 +1,402 @@
+// Products with int4 weights. W lies in strips of kStrip outputs: [strip][group of 32 inputs][line
+// of 8 inputs][output], a dword for every output, whose nibble i belongs to input i of the line;
+// scales are [strip][group][output]. A strip is one stream, lanes are outputs and nothing has to be
+// added up across lanes: a core of Zen 4 reads 34 GB/s out of L2 with AVX-512 and 20 with AVX2,
+// where rows made 26 and 17.
+//
+// x becomes fixed point, three digits of base 256, so that products are those of bytes and sums are
+// exact integers. It is rounded to 2^-22 of the largest of its row, about what sums in fp32 lose.
+#pragma once
+
+#include "cpu/kernels/matmul_fixed.inl"
+#include "cpu/kernels/matmul_panel.inl"
+
+namespace wkv::cpu {
+namespace {
+
+constexpr int kDigits4 = 3;
+constexpr int kLines4 = kInt4Group / 8;
+constexpr int kLineBytes4 = 4 * kStrip;
+constexpr int kGroupBytes4 = kLines4 * kLineBytes4;
+constexpr int kGroupFloats = kInt4Group + 4;  // x of a group, -8 times its sum, padding
+
+/// x of a group: the digits, highest first, in every line the even inputs, then the odd ones; and
+/// -8 times the sum of x, since codes stand for code - 8.
+struct FixedGroup {
+  alignas(32) int8_t digits[kDigits4][kInt4Group];
+  int32_t excess;
+};
+
+/// What input i of a line is multiplied with, see strip_floats().
+constexpr float kWeights[8] = {1.0f,     0x1p-4f,  0x1p-8f,  0x1p-12f,
+                               0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
+
+struct Strip {
+  const unsigned char* codes;
+  const f16* scales;
+};
+
+inline int groups_of(const MatmulArgs& a) { return (a.in + kInt4Group - 1) / kInt4Group; }
+
+inline Strip strip_at(const MatmulArgs& a, int strip) {
+  const ptrdiff_t groups = groups_of(a);
+  return {(const unsigned char*)a.w + strip * groups * kGroupBytes4,
+          (const f16*)a.scales.group_scale + strip * groups * kStrip};
+}
+
+inline i32v load_dwords(const unsigned char* p) {
+  i32v v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+/// products [RX][kStrip] of one strip with rows of x as floats, `xs` apart. A code is masked where
+/// it stands and converted there, 16^i times its worth, which is taken out of x: three operations,
+/// all exact.
+template <int RX>
+void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, float* products) {
+  constexpr int kVectors = kStrip / W;
+  f32v sums[RX][kVectors] = {};
+  const unsigned char* codes = strip.codes;
+  const f16* scales = strip.scales;
+  for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip, x += kGroupFloats) {
+    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines4; ++line) {
+      __builtin_prefetch(codes + line * kLineBytes4 + kFixedAhead, 0, 2);
+      __builtin_prefetch(codes + line * kLineBytes4 + kFixedNear, 0, 3);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      f32v part[RX];
+#pragma GCC unroll 4
+      for (int m = 0; m < RX; ++m) part[m] = splat(x[m * xs + kInt4Group]);
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines4; ++line) {
+        const u32v dwords = (u32v)load_dwords(codes + line * kLineBytes4 + 4 * v * W);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; ++i) {
+          const u32v bits = i < 7 ? dwords & (15u << 4 * i) : dwords >> 28;
+          const f32v w = __builtin_convertvector((i32v)bits, f32v);
+#pragma GCC unroll 4
+          for (int m = 0; m < RX; ++m) part[m] += w * x[m * xs + 8 * line + i];
+        }
+      }
+      const f32v scale = load(scales + v * W);
+#pragma GCC unroll 4
+      for (int m = 0; m < RX; ++m) sums[m][v] += part[m] * scale;
+    }
+  }
+  for (int m = 0; m < RX; ++m)
+    for (int v = 0; v < kVectors; ++v) store(products + m * kStrip + v * W, sums[m][v]);
+}
+
+#if defined(__AVX512F__)
+
+inline void store_digits(FixedGroup* to, f32v v0, f32v v1) {
+  const __m512i half = _mm512_set1_epi32(128);
+  const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  __m512i n[2] = {_mm512_cvtps_epi32((__m512)v0), _mm512_cvtps_epi32((__m512)v1)};
+  to->excess = -8 * _mm512_reduce_add_epi32(_mm512_add_epi32(n[0], n[1]));
+  for (int d = kDigits4 - 1; d >= 0; --d)
+    for (int h = 0; h < 2; ++h) {
+      const __m128i bytes = _mm512_cvtepi32_epi8(n[h]);
+      _mm_store_si128((__m128i*)(to->digits[d] + 16 * h), _mm_shuffle_epi8(bytes, order));
+      n[h] = _mm512_srai_epi32(_mm512_add_epi32(n[h], half), 8);
+    }
+}
+
+inline __m512i four_digits(const int8_t* p) {
+  int32_t dword;
+  __builtin_memcpy(&dword, p, sizeof dword);
+  return _mm512_set1_epi32(dword);
+}
+
+template <int RX>
+void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t xs,
+                 float* products) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  f32v sums[RX] = {};
+  const unsigned char* codes = strip.codes;
+  const f16* scales = strip.scales;
+  for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip) {
+    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+    __m512i even[kLines4], odd[kLines4];
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines4; ++line) {
+      const unsigned char* at = codes + line * kLineBytes4;
+      __builtin_prefetch(at + kFixedAhead, 0, 2);
+      __builtin_prefetch(at + kFixedNear, 0, 3);
+      const __m512i pairs = _mm512_loadu_si512(at);
+      even[line] = _mm512_and_si512(pairs, nibble);
+      odd[line] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+    }
+    const f32v scale = load(scales);
+#pragma GCC unroll 4
+    for (int m = 0; m < RX; ++m) {
+      const FixedGroup& xg = x[m * xs + g];
+      __m512i t[kDigits4] = {};
+      t[kDigits4 - 1] = _mm512_set1_epi32(xg.excess);
+#pragma GCC unroll 4
+      for (int line = 0; line < kLines4; ++line)
+#pragma GCC unroll 4
+        for (int d = 0; d < kDigits4; ++d) {
+          const int8_t* four = xg.digits[d] + 8 * line;
+          t[d] = _mm512_dpbusd_epi32(t[d], even[line], four_digits(four));
+          t[d] = _mm512_dpbusd_epi32(t[d], odd[line], four_digits(four + 4));
+        }
+      const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(t[0], 8), t[1]);
+      const __m512i all = _mm512_add_epi32(_mm512_slli_epi32(high, 8), t[2]);
+      sums[m] += (f32v)_mm512_cvtepi32_ps(all) * scale;
+    }
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < RX; ++m) store(products + m * kStrip, sums[m]);
+}
+
+#elif defined(__AVX2__)
+
+inline void store_digits(FixedGroup* to, const f32v (&v)[4]) {
+  const __m256i half = _mm256_set1_epi32(128);
+  const __m256i order = _mm256_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15,  //
+                                         0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  __m256i n[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) n[i] = _mm256_cvtps_epi32((__m256)v[i]);
+  const i32v all =
+      (i32v)_mm256_add_epi32(_mm256_add_epi32(n[0], n[1]), _mm256_add_epi32(n[2], n[3]));
+  int32_t total = 0;
+  for (int i = 0; i < W; ++i) total += all[i];
+  to->excess = -8 * total;
+#pragma GCC unroll 4
+  for (int d = kDigits4 - 1; d >= 0; --d) {
+    __m256i low[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const __m256i rest = _mm256_srai_epi32(_mm256_add_epi32(n[i], half), 8);
+      low[i] = _mm256_sub_epi32(n[i], _mm256_slli_epi32(rest, 8));
+      n[i] = rest;
+    }
+    // Packs keep to halves of 16 bytes, so dwords of bytes come as 0, 2, 4, 6 and 1, 3, 5, 7.
+    const __m256i bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(low[0], low[1]), _mm256_packs_epi32(low[2], low[3]));
+    const __m256i in_order =
+        _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    store_bytes(to->digits[d], _mm256_shuffle_epi8(in_order, order));
+  }
+}
+
+inline __m256i four_digits(const int8_t* p) {
+  int32_t dword;
+  __builtin_memcpy(&dword, p, sizeof dword);
+  return _mm256_set1_epi32(dword);
+}
+
+template <int RX>
+void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, float* products) {
+  static_assert(RX == 1);  // more find no registers
+  const __m256i nibble = _mm256_set1_epi8(15);
+  const __m256i one = _mm256_set1_epi16(1), base = _mm256_set1_epi16(256);
+  f32v sums[2] = {};
+  const unsigned char* codes = strip.codes;
+  const f16* scales = strip.scales;
+  for (int g = 0; g < groups; ++g, ++x, codes += kGroupBytes4, scales += kStrip) {
+    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+    // Eight times two products of at most 15 * 128 stay below 2^15.
+    __m256i t[2][kDigits4];
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 4
+      for (int d = 0; d < kDigits4; ++d) t[half][d] = _mm256_setzero_si256();
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines4; ++line) {
+      const unsigned char* at = codes + line * kLineBytes4;
+      __builtin_prefetch(at + kFixedAhead, 0, 2);
+      __builtin_prefetch(at + kFixedNear, 0, 3);
+      __m256i x_even[kDigits4], x_odd[kDigits4];
+#pragma GCC unroll 4
+      for (int d = 0; d < kDigits4; ++d) {
+        x_even[d] = four_digits(x->digits[d] + 8 * line);
+        x_odd[d] = four_digits(x->digits[d] + 8 * line + 4);
+      }
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m256i pairs = load_bytes(at + 32 * half);
+        const __m256i even = _mm256_and_si256(pairs, nibble);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), nibble);
+#pragma GCC unroll 4
+        for (int d = 0; d < kDigits4; ++d) {
+          const __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(even, x_even[d]),
+                                                _mm256_maddubs_epi16(odd, x_odd[d]));
+          t[half][d] = _mm256_add_epi16(t[half][d], both);
+          // Line by line: GCC would else add up all products at last, from the stack.
+          asm volatile("" : "+x"(t[half][d]));
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const __m256i high =
+          _mm256_add_epi32(_mm256_madd_epi16(t[half][0], base), _mm256_madd_epi16(t[half][1], one));
+      const __m256i low =
+          _mm256_add_epi32(_mm256_madd_epi16(t[half][2], one), _mm256_set1_epi32(x->excess));
+      sums[half] += (f32v)_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 8), low)) *
+                    load(scales + half * W);
+    }
+  }
+  store(products, sums[0]);
+  store(products + W, sums[1]);
+}
+
+#endif
+
+/// Rows of x of a product, as fixed point or, where that does not hold one, as floats.
+struct PreparedX4 {
+  float* floats;      ///< [rows][groups * 32]
+  FixedGroup* fixed;  ///< [rows][groups]
+  float* steps;       ///< [rows]
+  float* products;    ///< [rows][kOutBlock]
+  RowSums* sums;      ///< [rows]
+  bool is_fixed = false;
+
+  static size_t bytes(const MatmulArgs& a) {
+    const size_t groups = (size_t)groups_of(a);
+    return (size_t)a.rows * (groups * kGroupFloats * sizeof(float) +
+                             (1 + kOutBlock) * sizeof(float) + sizeof(RowSums));
+  }
+
+  PreparedX4(const MatmulArgs& a, void* scratch) {
+    const ptrdiff_t groups = groups_of(a), rows = a.rows;
+    static_assert(sizeof(FixedGroup) <= kGroupFloats * sizeof(float));
+    fixed = (FixedGroup*)scratch;
+    floats = (float*)scratch;
+    steps = floats + rows * groups * kGroupFloats;
+    products = steps + rows;
+    sums = (RowSums*)(products + rows * kOutBlock);
+    for (int m = 0; m < a.rows; ++m) {
+      const float* row = a.x + m * a.x_stride;
+      sums[m] = needs_sums(a.scales) ? row_sums(a.scales, row, a.in) : RowSums{};
+    }
+#if defined(__AVX2__)
+    is_fixed = a.in <= 1 << 16;
+    for (int m = 0; m < a.rows && is_fixed; ++m) {
+      const float* row = a.x + m * a.x_stride;
+      int32_t most;
+      is_fixed = row_range(row, a.scales.in_scale, a.in, &most);
+      if (!is_fixed) break;
+      const RowStep s(most, 8 * kDigits4 - 2);
+      steps[m] = s.step;
+      for (int g = 0; g < groups; ++g) {
+        f32v v[kInt4Group / W];
+        for (int i = 0; i < kInt4Group / W; ++i)
+          v[i] = scaled_inputs(row, a.scales.in_scale, g * kInt4Group + i * W, a.in) * s.inverse;
+#if defined(__AVX512F__)
+        store_digits(fixed + m * groups + g, v[0], v[1]);
+#else
+        store_digits(fixed + m * groups + g, v);
+#endif
+      }
+    }
+#endif
+    if (is_fixed) return;
+    for (int m = 0; m < a.rows; ++m)
+      for (int g = 0; g < groups; ++g) {
+        float* to = floats + (m * groups + g) * kGroupFloats;
+        f32v sum_of_8{};
+        for (int k = 0; k < kInt4Group; k += W) {
+          const f32v v =
+              scaled_inputs(a.x + m * a.x_stride, a.scales.in_scale, g * kInt4Group + k, a.in);
+          sum_of_8 -= 8.0f * v;
+          f32v weights;
+          for (int i = 0; i < W; ++i) weights[i] = kWeights[(k + i) % 8];
+          store(to + k, v * weights);
+        }
+        to[kInt4Group] = sum(sum_of_8);
+      }
+  }
+
+  /// products[first + m][at + output] of RX rows from `first` on.
+  template <int RX>
+  void multiply(const MatmulArgs& a, int strip, int first, int at) {
+    const int groups = groups_of(a);
+    float out[RX * kStrip];
+    const Strip s = strip_at(a, strip);
+#if defined(__AVX2__)
+    if (is_fixed) {
+      strip_fixed<RX>(s, groups, fixed + (ptrdiff_t)first * groups, groups, out);
+      for (int m = 0; m < RX; ++m)
+        for (int j = 0; j < kStrip; ++j) out[m * kStrip + j] *= steps[first + m];
+    } else
+#endif
+    {
+      const ptrdiff_t xs = (ptrdiff_t)groups * kGroupFloats;
+      strip_floats<RX>(s, groups, floats + first * xs, xs, out);
+    }
+    for (int m = 0; m < RX; ++m)
+      __builtin_memcpy(products + (first + m) * kOutBlock + at, out + m * kStrip,
+                       kStrip * sizeof(float));
+  }
+};
+
+/// Rows of x that a strip is taken with.
+#if defined(__AVX512F__)
+constexpr int kMaxX4 = 4;
+#else
+constexpr int kMaxX4 = 1;
+#endif
+
+void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch) {
+  PreparedX4 x(a, scratch);
+  const int parts = (a.rows + kMaxX4 - 1) / kMaxX4;
+  for (int j = begin; j < end; j += kOutBlock) {
+    for (int at = 0; at < kOutBlock && j + at < end; at += kStrip) {
+      const int strip = (j + at) / kStrip;
+      for (int part = 0; part < parts; ++part) {
+        const int first = a.rows * part / parts;
+        switch (a.rows * (part + 1) / parts - first) {
+          case 1:
+            x.multiply<1>(a, strip, first, at);
+            break;
+          case 2:
+            if constexpr (kMaxX4 >= 2) x.multiply<2>(a, strip, first, at);
+            break;
+          case 3:
+            if constexpr (kMaxX4 >= 3) x.multiply<3>(a, strip, first, at);
+            break;
+          default:
+            if constexpr (kMaxX4 >= 4) x.multiply<4>(a, strip, first, at);
+        }
+      }
+    }
+    const int stop = end - j < kOutBlock ? end : j + kOutBlock;
+    for (int m = 0; m < a.rows; ++m)
+      store_outputs(a, x.sums[m], x.products + m * kOutBlock, m, j, stop);
+  }
+}
+
+/// Panels of gemm, see matmul_panel.inl.
+struct StripsI4 {
+  static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {
+    for (int v = 0; v < kCols; v += W) {
+      if (v >= columns) {
+        for (int k = 0; k < depth; ++k) store(panel + k * kCols + v, f32v{});
+        continue;
+      }
+      const Strip strip = strip_at(a, (j + v) / kStrip);
+      const int lane = (j + v) % kStrip;
+      for (int k = 0; k < depth; k += 8) {
+        const int g = (k0 + k) / kInt4Group, line = (k0 + k) % kInt4Group / 8;
+        const unsigned char* at =
+            strip.codes + (ptrdiff_t)g * kGroupBytes4 + line * kLineBytes4 + 4 * lane;
+        const u32v dwords = (u32v)load_dwords(at);
+        const f32v scale = load(strip.scales + (ptrdiff_t)g * kStrip + lane);
+        for (int i = 0; i < 8 && k + i < depth; ++i)
+          store(panel + (k + i) * kCols + v,
+                __builtin_convertvector((i32v)(dwords >> 4 * i & 15u) - 8, f32v) * scale);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace wkv::cpu
