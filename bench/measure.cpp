@@ -96,6 +96,7 @@ class Bench {
     load_options.dtype = options_.dtype;
     load_options.threads = options_.threads;
     load_options.skip_zeros = options_.skip_zeros;
+    load_options.matmul_precision = options_.precision;
     std::vector<double> seconds;
     const Timer all;
     do {
@@ -111,6 +112,7 @@ class Bench {
     result_.backend = model().backend();
     result_.device = model().device();
     result_.dtype = dtype_name(model().dtype());
+    result_.precision = matmul_precision_name(options_.precision);
     const bool cpu = result_.device == "cpu";
     result_.isa = cpu ? active_isa() : "";
     result_.threads = cpu && options_.threads > 0 ? options_.threads : threads_of(result_.backend);

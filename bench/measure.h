@@ -23,6 +23,7 @@ struct Result {
   std::string backend;
   std::string device;
   std::string dtype;
+  std::string precision;  ///< asked for
   std::string isa;
   int threads = 0;
   int decode_tokens = 0;

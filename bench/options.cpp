@@ -20,10 +20,11 @@ machine in the same run.
   --synthetic SPEC     v7:24x2048[:65536][@0.2], version:layers x channels:vocabulary@share of
                        hidden units that are not zero (default v7:24x1024, 0.4B parameters)
   --dtype NAME         fp32, fp16, bf16, int8, int4, mm8 (default: as stored; synthetic: bf16)
+  --precision NAME     auto, exact, fast, w8a8: of prefill, where there are faster units than fp32's
   --device NAME        auto, cpu, cuda, cuda:N (default cpu)
   --threads N          CPU threads (default: physical cores)
   --skip-zeros on|off  hidden units that are zero are not read (default: in quantised models)
-  --isa NAME           generic, avx2, avx512, ... (default: the best this processor has)
+  --isa NAME           generic, avx2, avx512, amx (default: the best this processor has)
   --runs N             repetitions of each measurement (default 5)
   --tokens N           decode: tokens a run; prefill: tokens of the prompt; batch: tokens a stream
   --rows N,N,...       batch: numbers of streams (default 1,2,4,8,16,32,64)
@@ -87,6 +88,8 @@ BenchOptions parse_options(int argc, char** argv) {
       options.synthetic = value;
     } else if (argument == "--dtype") {
       options.dtype = parse_dtype(value);
+    } else if (argument == "--precision") {
+      options.precision = parse_matmul_precision(value);
     } else if (argument == "--device") {
       options.device = value;
     } else if (argument == "--skip-zeros") {

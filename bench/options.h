@@ -16,6 +16,7 @@ struct BenchOptions {
   std::string model;      ///< a file, or empty
   std::string synthetic;  ///< "v7:24x1024[:vocabulary]", or empty
   DType dtype = DType::automatic;
+  MatmulPrecision precision = MatmulPrecision::automatic;
   std::string device = "auto";
   SkipZeros skip_zeros = SkipZeros::automatic;
   int threads = 0;                                   ///< 0: the library's choice
@@ -33,7 +34,7 @@ struct UsageError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Throws UsageError, or wkv::Error for an unknown dtype.
+/// Throws UsageError, or wkv::Error for an unknown dtype or precision.
 BenchOptions parse_options(int argc, char** argv);
 
 extern const char* const kUsage;

@@ -87,6 +87,7 @@ std::string json(const Result& r) {
   add("device", quoted(r.device));
   add("backend", quoted(r.backend));
   add("dtype", quoted(r.dtype));
+  add("matmul_precision", quoted(r.precision));
   add("isa", quoted(r.isa));
   add("threads", std::to_string(r.threads));
   add("decode_tokens", std::to_string(r.decode_tokens));

@@ -1,6 +1,6 @@
 // Checks the products of CpuBackend::linear against float64, then times them beside the roofs of
 // this machine:  bench_matmul [--isa NAME] [--threads N] [--dtype NAME] [--rows A,B,..]
-//                [--shape OUTxIN] [--check] [--seconds S]
+//                [--shape OUTxIN] [--precision NAME] [--check] [--seconds S]
 // Memory traffic is real: every repetition uses another of enough matrices to overflow the caches.
 #include <algorithm>
 #include <chrono>
@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <map>
 #include <memory>
 #include <random>
 #include <sstream>
@@ -34,6 +35,7 @@ struct Settings {
   std::vector<DType> dtypes = {DType::f32, DType::f16, DType::bf16};
   std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256};
   int out = 2048, in = 2048;
+  MatmulPrecision precision = MatmulPrecision::automatic;
   bool check_only = false;
   double seconds = 0.3;
 };
@@ -161,8 +163,30 @@ double weight_bytes(const Matrix& w) {
   return static_cast<double>(w.out) * w.in * static_cast<double>(dtype_size(w.dtype));
 }
 
+/// The units whose peaks the products of an ISA are compared with.
+std::vector<std::string> units_of(const std::string& isa) {
+  if (isa == "avx512") return {"avx512", "avx512 int8"};
+  if (isa == "amx") return {"avx512", "avx512 int8", "amx bf16", "amx int8"};
+  return {isa};
+}
+
+/// What computes a product: see docs/design/0009. A mode of several products for each useful one
+/// reaches as many times less.
+std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precision, int rows) {
+  const bool codes = dtype == DType::int8 || dtype == DType::mm8;
+  const bool automatic = precision == MatmulPrecision::automatic;
+  constexpr int kLeastRows = 16;
+  if (rows < kLeastRows || isa == "generic" || isa == "avx2") return isa == "amx" ? "avx512" : isa;
+  if (isa == "avx512")
+    return codes && !automatic && precision != MatmulPrecision::exact ? "avx512 int8" : isa;
+  if (codes) return "amx int8";
+  const bool fp32 = automatic || precision == MatmulPrecision::w8a8;
+  return dtype == DType::f32 && fp32 ? "avx512" : "amx bf16";
+}
+
 void run(const Settings& s) {
-  cpu::CpuBackend backend(s.threads, cpu::select_isa(s.isa.c_str()));
+  cpu::CpuBackend backend(s.threads, cpu::select_isa(s.isa.c_str()), SkipZeros::automatic,
+                          s.precision);
   std::printf("%s\n", backend.name().c_str());
   for (const DType dtype : s.dtypes) {
     if (quantize::is_quantized(dtype)) continue;  // tests/ops/test_quantize.py checks those
@@ -175,12 +199,15 @@ void run(const Settings& s) {
   }
   if (s.check_only) return;
 
-  const std::string isa = backend.name().find("avx512") != std::string::npos ? "avx512"
-                          : backend.name().find("avx2") != std::string::npos ? "avx2"
-                                                                             : "generic";
+  const std::string isa = cpu::select_isa(s.isa.c_str()).isa;
   const double bandwidth = read_bandwidth(s.threads, s.seconds * 2);
-  const double peak = fma_peak(isa.c_str(), s.threads, s.seconds);
-  std::printf("roofs: read %.2f GB/s, fma %.0f GFLOP/s\n", bandwidth / 1e9, peak / 1e9);
+  std::printf("roofs: read %.2f GB/s", bandwidth / 1e9);
+  std::map<std::string, double> peaks;
+  for (const std::string& unit : units_of(isa)) {
+    peaks[unit] = arithmetic_peak(unit, s.threads, s.seconds);
+    std::printf(", %s %.0f GFLOP/s", unit.c_str(), peaks[unit] / 1e9);
+  }
+  std::printf("\n");
   std::printf("%-6s %5s %9s %8s %6s %9s %6s %7s\n", "dtype", "rows", "us", "GB/s", "share",
               "GFLOP/s", "share", "samples");
   for (const DType dtype : s.dtypes) {
@@ -190,6 +217,7 @@ void run(const Settings& s) {
       const auto [t, samples] = time_linear(backend, weights, rows, s.threads, s.seconds);
       const double gbs = weight_bytes(weights.matrices[0]) / t;
       const double flops = 2.0 * rows * s.out * s.in / t;
+      const double peak = peaks.at(unit_of(isa, dtype, s.precision, rows));
       std::printf("%-6s %5d %9.1f %8.2f %5.1f%% %9.1f %5.1f%% %7d\n",
                   std::string(dtype_name(dtype)).c_str(), rows, t * 1e6, gbs / 1e9,
                   100 * gbs / bandwidth, flops / 1e9, 100 * flops / peak, samples);
@@ -215,6 +243,8 @@ Settings parse(int argc, char** argv) {
       s.threads = std::atoi(value.c_str());
     } else if (option == "--dtype") {
       s.dtypes = {parse_dtype(value)};
+    } else if (option == "--precision") {
+      s.precision = parse_matmul_precision(value);
     } else if (option == "--seconds") {
       s.seconds = std::atof(value.c_str());
     } else if (option == "--shape") {

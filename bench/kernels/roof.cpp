@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstring>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -66,6 +67,52 @@ __attribute__((target("avx512f"))) double fma_avx512() {
   return multiply_adds(acc, _mm512_set1_ps(0.5f));
 }
 
+__attribute__((target("avx512f,avx512vnni"))) double dot_avx512() {
+  constexpr int kRounds = 20000, kChains = 12;
+  __m512i acc[kChains] = {};
+  const __m512i x = _mm512_set1_epi32(1);
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) asm volatile("vpdpbusd %1, %1, %0" : "+v"(acc[j]) : "v"(x));
+  }
+  return 2.0 * kRounds * kChains * 64;
+}
+
+#if defined(WKV_AMX)
+struct alignas(64) TileConfig {
+  unsigned char palette = 1, start = 0, reserved[14] = {};
+  unsigned short row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+constexpr TileConfig kTiles;
+constexpr int kTileRounds = 2000;
+
+/// Four sums, two tiles of x and two of W, all zero: the arithmetic of the kernels without their
+/// loads.
+__attribute__((target("amx-tile,amx-bf16"))) double tiles_bf16() {
+  asm volatile("ldtilecfg %0" ::"m"(kTiles));
+  for (int i = 0; i < kTileRounds; ++i)
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
+  asm volatile("tilerelease");
+  return 2.0 * kTileRounds * 4 * 16 * 16 * 32;
+}
+
+__attribute__((target("amx-tile,amx-int8"))) double tiles_int8() {
+  asm volatile("ldtilecfg %0" ::"m"(kTiles));
+  for (int i = 0; i < kTileRounds; ++i)
+    asm volatile(
+        "tdpbsud %tmm6, %tmm4, %tmm0\n\ttdpbsud %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbsud %tmm6, %tmm5, %tmm2\n\ttdpbsud %tmm7, %tmm5, %tmm3");
+  asm volatile("tilerelease");
+  return 2.0 * kTileRounds * 4 * 16 * 16 * 64;
+}
+#else
+double tiles_bf16() { return 0; }
+double tiles_int8() { return 0; }
+#endif
+
 /// SSE2 has no fused multiply-add: one multiplication and one addition.
 double fma_generic() {
   constexpr int kRounds = 20000, kChains = 12;
@@ -101,10 +148,13 @@ double read_bandwidth(int threads, double seconds) {
   return best;
 }
 
-double fma_peak(const char* isa, int threads, double seconds) {
-  double (*const work)() = std::strcmp(isa, "avx512") == 0 ? fma_avx512
-                           : std::strcmp(isa, "avx2") == 0 ? fma_avx2
-                                                           : fma_generic;
+double arithmetic_peak(std::string_view unit, int threads, double seconds) {
+  double (*const work)() = unit == "avx512"        ? fma_avx512
+                           : unit == "avx512 int8" ? dot_avx512
+                           : unit == "avx2"        ? fma_avx2
+                           : unit == "amx bf16"    ? tiles_bf16
+                           : unit == "amx int8"    ? tiles_int8
+                                                   : fma_generic;
   return together(threads, seconds, [work](int) { return work(); });
 }
 

@@ -1,14 +1,17 @@
 // The two roofs of a machine, measured in the run that quotes them.
 #pragma once
 
+#include <string_view>
+
 namespace wkv::bench {
 
 /// Bytes per second that `threads` threads read together from memory far larger than the caches:
 /// the better of a plain loop and a loop over two streams with software prefetch.
 double read_bandwidth(int threads, double seconds);
 
-/// Floating-point operations per second of fused multiply-adds from registers with the vectors of
-/// `isa` ("generic", "avx2", "avx512").
-double fma_peak(const char* isa, int threads, double seconds);
+/// Multiplications and additions per second from registers with `unit`: fused multiply-adds of fp32
+/// ("generic", "avx2", "avx512"), dot products of bytes ("avx512 int8"), tiles ("amx bf16", "amx
+/// int8"; after select_isa has asked for them). 0 where this build has none.
+double arithmetic_peak(std::string_view unit, int threads, double seconds);
 
 }  // namespace wkv::bench

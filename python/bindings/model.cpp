@@ -23,19 +23,20 @@ SkipZeros skip_zeros_named(std::optional<bool> wanted) {
 }
 
 Options make_options(const std::string& device, const std::string& dtype, int threads,
-                     std::optional<bool> skip_zeros) {
+                     std::optional<bool> skip_zeros, const std::string& matmul_precision) {
   Options options;
   options.device = device;
   options.dtype = parse_dtype(dtype);
   options.threads = threads;
   options.skip_zeros = skip_zeros_named(skip_zeros);
+  options.matmul_precision = parse_matmul_precision(matmul_precision);
   return options;
 }
 
 std::unique_ptr<Model> load(const Checkpoint& file, const std::string& device,
                             const std::string& dtype, int threads, std::optional<bool> skip_zeros,
-                            py::object callback) {
-  Options options = make_options(device, dtype, threads, skip_zeros);
+                            const std::string& matmul_precision, py::object callback) {
+  Options options = make_options(device, dtype, threads, skip_zeros, matmul_precision);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
@@ -48,8 +49,9 @@ std::unique_ptr<Model> load(const Checkpoint& file, const std::string& device,
 std::unique_ptr<Model> load_synthetic(const std::string& spec, const std::string& stored,
                                       std::uint64_t seed, const std::string& device,
                                       const std::string& dtype, int threads,
-                                      std::optional<bool> skip_zeros, py::object callback) {
-  Options options = make_options(device, dtype, threads, skip_zeros);
+                                      std::optional<bool> skip_zeros,
+                                      const std::string& matmul_precision, py::object callback) {
+  Options options = make_options(device, dtype, threads, skip_zeros, matmul_precision);
   PythonProgress progress(std::move(callback));
   options.progress = progress.function();
   std::unique_ptr<Model> model;
@@ -262,10 +264,11 @@ void bind_model(py::module_& m) {
 
   py::class_<Model>(m, "Model")
       .def_static("load", &load, py::arg("file"), py::arg("device"), py::arg("dtype"),
-                  py::arg("threads"), py::arg("skip_zeros"), py::arg("progress"))
+                  py::arg("threads"), py::arg("skip_zeros"), py::arg("matmul_precision"),
+                  py::arg("progress"))
       .def_static("load_synthetic", &load_synthetic, py::arg("spec"), py::arg("stored"),
                   py::arg("seed"), py::arg("device"), py::arg("dtype"), py::arg("threads"),
-                  py::arg("skip_zeros"), py::arg("progress"))
+                  py::arg("skip_zeros"), py::arg("matmul_precision"), py::arg("progress"))
       .def_property_readonly("info", [](const Model& model) { return info_dict(model.info()); })
       .def_property_readonly("device", &Model::device)
       .def_property_readonly("backend", &Model::backend)

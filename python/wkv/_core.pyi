@@ -30,6 +30,7 @@ class Model:
         dtype: str,
         threads: int,
         skip_zeros: bool | None,
+        matmul_precision: str,
         progress: _Callback,
     ) -> Model: ...
     @staticmethod
@@ -41,6 +42,7 @@ class Model:
         dtype: str,
         threads: int,
         skip_zeros: bool | None,
+        matmul_precision: str,
         progress: _Callback,
     ) -> Model: ...
     @property

@@ -42,7 +42,7 @@ class Isa:
     """One tier of CPU kernels in this build.
 
     Attributes:
-        name: ``"generic"``, ``"avx2"``, ``"avx512"``, ...
+        name: ``"generic"``, ``"avx2"``, ``"avx512"``, ``"amx"``
         runnable: This processor can run it.
         active: A model loaded now would use it (the environment variable ``WKV_ISA`` forces one).
     """

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["DTypeName", "Model", "TokenIds"]
+__all__ = ["DTypeName", "MatmulPrecision", "Model", "TokenIds"]
 
 DTypeName: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "mm8"]
+#: How far products of many rows may fall below fp32: see :meth:`Model.load`.
+MatmulPrecision: TypeAlias = Literal["auto", "exact", "fast", "w8a8"]
 #: A list or tuple of ints, an integer array of one dimension (numpy, torch), or an iterable.
 TokenIds: TypeAlias = "Iterable[int] | ArrayLike"
 
@@ -78,6 +80,7 @@ class Model:
         lora_alpha: float | None = None,
         version: str | None = None,
         skip_zeros: bool | None = None,
+        matmul_precision: MatmulPrecision = "auto",
     ) -> Model:
         """Opens a checkpoint. Its version and sizes are found from its tensors.
 
@@ -99,6 +102,13 @@ class Model:
                 unread when few tokens are computed at once (CPU). The result is the same within
                 the order of sums. ``None``: in quantised models; ``True``: with float weights
                 too, whose ``ffn.value`` matrices are then copied.
+            matmul_precision: What the products of prefill and of large batches (16 rows and more)
+                may do on a CPU that has faster units than those of fp32. ``"exact"`` stays near
+                1e-5; ``"fast"`` rounds activations to bf16, with 8-bit weights to 16 bits;
+                ``"w8a8"`` multiplies 8-bit weights with activations of 8 bits, at an error near
+                1 % of each product. ``"auto"`` on AMX is fp32 for fp32 weights, ``"exact"`` for
+                fp16, mm8 and small matrices, ``"fast"`` for bf16, int8 and int4; elsewhere fp32.
+                Decoding of less than 16 streams is always in fp32.
 
         Raises:
             FileNotFoundError: No such file.
@@ -117,7 +127,13 @@ class Model:
             file = file.with_lora(_core.Checkpoint.open(lora), lora_alpha)
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load(
-                file, device, dtype, _check_threads(threads), skip_zeros, callback
+                file,
+                device,
+                dtype,
+                _check_threads(threads),
+                skip_zeros,
+                matmul_precision,
+                callback,
             )
         return cls._wrap(native)
 
@@ -133,6 +149,7 @@ class Model:
         skip_zeros: bool | None = None,
         stored: DTypeName = "bf16",
         seed: int = 1,
+        matmul_precision: MatmulPrecision = "auto",
     ) -> Model:
         """A model with random weights, for benchmarks and tests.
 
@@ -146,10 +163,19 @@ class Model:
             skip_zeros: See ``device``.
             stored: The type the weights are made in, as if a file held them.
             seed: Equal seeds give equal weights.
+            matmul_precision: See ``device``.
         """
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load_synthetic(
-                spec, stored, seed, device, dtype, _check_threads(threads), skip_zeros, callback
+                spec,
+                stored,
+                seed,
+                device,
+                dtype,
+                _check_threads(threads),
+                skip_zeros,
+                matmul_precision,
+                callback,
             )
         return cls._wrap(native)
 

@@ -75,21 +75,41 @@ class Target:
     def __str__(self) -> str:
         return f"{self.device}-{self.isa}" if self.isa else self.device
 
-    def open(self, threads: int = 1, padding: int = 0, skip_zeros: str = "auto") -> Any:
+    def open(
+        self,
+        threads: int = 1,
+        padding: int = 0,
+        skip_zeros: str = "auto",
+        precision: str = "auto",
+    ) -> Any:
         """A ``Device`` of the extension; the ISA that was asked for is the one that runs."""
         device = load_ops().Device(
-            self.device, isa=self.isa, threads=threads, padding=padding, skip_zeros=skip_zeros
+            self.device,
+            isa=self.isa,
+            threads=threads,
+            padding=padding,
+            skip_zeros=skip_zeros,
+            precision=precision,
         )
         if self.isa:
             assert device.name.startswith(f"cpu {self.isa}, {threads} thread")
         return device
 
 
+EMULATED = "amx-emulated"
+AMX = ("amx", EMULATED)
+NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
+
+
 def targets() -> list[Target]:
-    """Every device of this machine; the CPU once per ISA that runs here, or as WKV_ISA says."""
+    """Every device of this machine; the CPU once per ISA that runs here, or as WKV_ISA says.
+
+    AMX in software has the vectors of AVX-512 and runs beside it.
+    """
     ops = load_ops()
     forced = os.environ.get("WKV_ISA")
-    isas = [name for name, runnable in ops.isas() if runnable and forced in (None, "", name)]
+    wanted = {forced, EMULATED} if forced == "avx512" else {forced}
+    isas = [n for n, runnable in ops.isas() if runnable and (not forced or n in wanted)]
     return [Target("cpu", isa) for isa in isas] + [
         Target(name) for name in ops.devices() if name != "cpu"
     ]
@@ -98,6 +118,45 @@ def targets() -> list[Target]:
 def cpu_targets() -> list[Target]:
     """The CPU once per ISA."""
     return [t for t in targets() if t.device == "cpu"]
+
+
+def rounding(
+    target: Target, dtype: str, rows: int, precision: str = "auto", small: bool = True
+) -> float:
+    """What a product with weights that are no codes may err beyond the rounding of fp32, as part of
+    the sum of ``|x w|``, for W with a side below 512 (``small``) or without. bf16 errs by 2^-8 of a
+    number, two parts of it by 2^-17.
+    """
+    if rows < NARROW_ROWS or target.isa not in AMX:
+        return 0.0
+    if precision in ("auto", "w8a8"):
+        if dtype == "fp32":
+            return 0.0
+        precision = "exact" if small or dtype == "fp16" else "fast"
+    of_x = 2.0**-17 if precision == "exact" else 2.0**-8
+    # Two parts of W and x, and the product of the low ones; or W and x, one after another.
+    more = 3 if precision == "exact" else 1.01
+    return of_x * (1 if dtype == "bf16" else 1 + more)
+
+
+def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> int:
+    """Bytes of x in a product with codes of 8 bits; 0: fp32."""
+    codes = dtype in ("int8", "mm8")
+    if not codes or rows < NARROW_ROWS or target.isa not in ("avx512", *AMX):
+        return 0
+    if target.isa == "avx512":
+        return {"w8a8": 1, "fast": 2}.get(precision, 0)
+    automatic = 3 if dtype == "mm8" else 2
+    return {"w8a8": 1, "fast": 2, "exact": 3}.get(precision, automatic)
+
+
+def code_rounding(x: Any, digits: int) -> F64:
+    """The largest error of an element of x [rows, K], as a column, cut into so many bytes."""
+    high, low = np.maximum(x.max(axis=1), 0), np.minimum(x.min(axis=1), 0)
+    if digits == 1:  # half a step, and as much for the zero point, which is whole
+        return np.asarray((high - low) / 254)[:, None]
+    largest = {0: np.inf, 2: 127 * 256, 3: 127 * 65536}[digits]
+    return np.asarray(0.51 * np.maximum(high, -low) / largest)[:, None]
 
 
 def f64(*arrays: ArrayLike) -> list[F64]:

@@ -9,8 +9,8 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "cpu/cpu_backend.h"
-#include "cpu/isa.h"
 #include "runtime/devices.h"
+#include "wkv/wkv.hpp"
 
 namespace wkv::test {
 namespace {
@@ -140,13 +140,13 @@ using Rows = std::optional<std::vector<int>>;
 using Maybe = std::optional<Array>;
 
 Device open_device(const std::string& name, const std::string& isa, int threads, int padding,
-                   const std::string& skip_zeros) {
+                   const std::string& skip_zeros, const std::string& precision) {
   if (name == "cpu")
-    return {std::make_shared<cpu::CpuBackend>(
-                threads, isa.empty() ? cpu::select_isa() : cpu::select_isa(isa.c_str()),
-                skip_zeros == "on"    ? SkipZeros::on
-                : skip_zeros == "off" ? SkipZeros::off
-                                      : SkipZeros::automatic),
+    return {std::make_shared<cpu::CpuBackend>(threads, table_named(isa),
+                                              skip_zeros == "on"    ? SkipZeros::on
+                                              : skip_zeros == "off" ? SkipZeros::off
+                                                                    : SkipZeros::automatic,
+                                              parse_matmul_precision(precision)),
             padding};
   Options options;
   options.device = name;
@@ -316,16 +316,11 @@ PYBIND11_MODULE(_wkv_ops, m) {
       if (info.usable) names.push_back(info.name);
     return names;
   });
-  m.def("isas", [] {
-    std::vector<std::pair<std::string, bool>> list;
-    for (const wkv::IsaInfo& isa : wkv::isas()) list.emplace_back(isa.name, isa.runnable);
-    return list;
-  });
 
   py::class_<Device> device(m, "Device");
   device
       .def(py::init(&open_device), arg("device") = "cpu", arg("isa") = "", arg("threads") = 1,
-           arg("padding") = 0, arg("skip_zeros") = "auto")
+           arg("padding") = 0, arg("skip_zeros") = "auto", arg("precision") = "auto")
       .def_property_readonly("name", [](const Device& d) { return d.backend->name(); })
       .def("embed", &run_embed, arg("tokens"), arg("table"), arg("dtype") = "fp32")
       .def("embed_inputs", &run_embed_inputs, arg("inputs"))
@@ -345,6 +340,7 @@ PYBIND11_MODULE(_wkv_ops, m) {
            arg("k_a"), arg("r_k"), arg("heads"), arg("state"), arg("rows") = py::none(),
            arg("v_first") = py::none(), arg("v_mix") = py::none(), arg("weight") = py::none(),
            arg("bias") = py::none(), arg("eps") = 64e-5f, arg("gate") = py::none());
+  bind_gemm(m);
   bind_linear(m, device);
   bind_history(device);
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "cpu/kernels.h"
 #include "ops/ops.h"
 
 namespace wkv::test {
@@ -64,6 +65,10 @@ class Call {
 /// dtype names as in numpy files and options: "fp32", "bf16", "int8", ...
 DType dtype_named(const std::string& name);
 
+constexpr const char* kEmulatedAmx = "amx-emulated";
+/// In bind_gemm.cpp: the table of an ISA, the emulated one included; "": the best.
+const cpu::KernelTable& table_named(const std::string& isa);
+void bind_gemm(py::module_& m);
 /// In bind_linear.cpp: matrices, their formats, products and epilogues.
 void bind_linear(py::module_& m, py::class_<Device>& device);
 /// In bind_history.cpp: ops that look back at a history.

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ops.harness import F32, F64, Target, assert_close, cpu_targets, f64
+from ops.harness import (
+    F32,
+    F64,
+    Target,
+    assert_close,
+    code_rounding,
+    cpu_targets,
+    digits,
+    f64,
+    rounding,
+)
 from ops.test_linear import EPS, bits, product, weight
 from reference.files import read_safetensors
 
@@ -32,8 +42,12 @@ def error(w: F32, want: str) -> float:
     return float(np.linalg.norm(decoded(held) - w) / np.linalg.norm(w))
 
 
-def check(y: F32, x: F32, held: Any, *, outliers: bool = False) -> None:
-    """Within 4 eps of the magnitudes of the terms that the kernel adds."""
+def check(
+    target: Target, y: F32, x: F32, held: Any, *, outliers: bool = False, precision: str = "auto"
+) -> None:
+    """Within 4 eps of the magnitudes of the terms that the kernel adds, and of what fewer bits than
+    fp32 cost where they are allowed.
+    """
     w, parts = decoded(held), held.parts()
     terms = np.abs(w)
     if parts["dtype"] == "mm8":  # codes and offsets are added apart and partly cancel
@@ -49,7 +63,16 @@ def check(y: F32, x: F32, held: Any, *, outliers: bool = False) -> None:
             terms = np.repeat(2.5 * blocks.max(axis=2), 32, axis=1)
     x64 = x.astype(np.float64)
     tolerance = EPS * (1.2 * np.sqrt(x.shape[1]) if outliers else 4)
-    assert_close(y, x64 @ w.T, tolerance, scale=np.abs(x64) @ terms.T + 1e-30)
+    scale = np.abs(x64) @ terms.T + 1e-30
+    dtype, rows = parts["dtype"], x.shape[0]
+    if dtype == "int4":
+        scale += rounding(target, dtype, rows, precision) / tolerance * (np.abs(x64) @ np.abs(w).T)
+    elif used := digits(target, dtype, rows, precision):
+        signed = dtype == "int8"
+        codes = np.abs(parts["q"].astype(np.int8 if signed else int) - (0.0 if signed else 128.0))
+        step = code_rounding(x64 * parts["in_scale"], used)
+        scale += step / tolerance * codes.sum(axis=1) * parts["out_scale"]
+    assert_close(y, x64 @ w.T, tolerance, scale=scale)
 
 
 @each_target
@@ -65,7 +88,33 @@ def test_product(target: Target, want: str, shape: tuple[int, int]) -> None:
         held = quantized(device, w, want)
         for rows in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 33, 64, 257):
             x = rng.standard_normal((rows, shape[1])).astype(np.float32)
-            check(product(device, x, held), x, held)
+            check(target, product(device, x, held), x, held)
+
+
+@each_target
+@pytest.mark.parametrize("want", FORMATS)
+@pytest.mark.parametrize("precision", ["exact", "fast", "w8a8"])
+def test_precision(target: Target, want: str, precision: str) -> None:
+    """Fewer bits of x where the ISA has them, for inputs of either sign, behind relu^2, and with an
+    outlier; a row alone or among others.
+    """
+    rng = np.random.default_rng(11)
+    device = target.open(padding=3, threads=2, precision=precision)
+    for shape in ((7, 33), (130, 31), (67, 257), (33, 1100)):
+        w = rng.standard_normal(shape).astype(np.float32)
+        for use in ("linear", "ffn_value"):
+            held = quantized(device, w, want, use=use)
+            for rows in (1, 15, 16, 17, 33, 70, 257):
+                x = rng.standard_normal((rows, shape[1])).astype(np.float32)
+                x[0] = np.maximum(x[0], 0) ** 2
+                x[-1, 3] = 300
+                y = product(device, x, held)
+                check(target, y, x, held, precision=precision, outliers=True)
+                narrow = digits(target, want, 16, precision) or rounding(
+                    target, want, 16, precision
+                )
+                if rows > 16 and narrow:
+                    np.testing.assert_array_equal(product(device, x[-16:], held), y[-16:])
 
 
 @each_target
@@ -79,7 +128,7 @@ def test_adversarial_codes(target: Target, want: str, rows: int) -> None:
         w[:, 0] = -value if want == "mm8" else value
         x = np.full((rows, 4096), 3e4, np.float32)
         held = quantized(device, w, want)
-        check(product(device, x, held), x, held, outliers=True)
+        check(target, product(device, x, held), x, held, outliers=True)
 
 
 @each_target
@@ -105,9 +154,9 @@ def test_hard_inputs(target: Target, want: str) -> None:
         inputs = [outlier, tiny, mixed, signs, full, -full, normal * np.float32(1e30), 0 * normal]
         for x in inputs:
             rows = x[None].astype(np.float32)
-            check(product(device, rows, held), rows, held, outliers=True)
+            check(target, product(device, rows, held), rows, held, outliers=True)
         every = np.stack(inputs).astype(np.float32)
-        check(product(device, every[:5], held), every[:5], held, outliers=True)
+        check(target, product(device, every[:5], held), every[:5], held, outliers=True)
 
 
 @each_target
@@ -150,7 +199,7 @@ def test_hard_weights(target: Target, want: str) -> None:
         assert np.abs(values - w).max() <= 0.14 * np.abs(w).max() + 1e-37
         for rows in (1, 20):
             x = rng.standard_normal((rows, shape[1])).astype(np.float32)
-            check(product(device, x, held), x, held, outliers=True)
+            check(target, product(device, x, held), x, held, outliers=True)
 
 
 @each_target
@@ -167,7 +216,7 @@ def test_inputs_that_are_zero(target: Target, want: str, shape: tuple[int, int])
         for rows in (1, 2, 3, 4, 5, 7, 12, 13, 17, 40):
             x = rng.standard_normal((rows, shape[1])).astype(np.float32) ** 2
             x *= rng.random(x.shape) < density
-            check(product(device, x, held), x, held)
+            check(target, product(device, x, held), x, held)
 
 
 @each_target

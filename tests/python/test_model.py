@@ -6,10 +6,12 @@ import array
 import dataclasses
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import wkv
+from wkv.model import MatmulPrecision
 
 IDS = [1, 2, 3, 5, 8]
 
@@ -231,6 +233,20 @@ def test_hidden(golden: Path, model: wkv.Model) -> None:
     np.testing.assert_allclose(model.hidden(lists, states)[0, 1], h[0, 3], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match=str(L)):
         model.hidden(lists, states, layers=[L + 1])
+
+
+def test_matmul_precision(golden: Path) -> None:
+    """A permission that every CPU understands; the state of a prompt still fits one by one."""
+    path = golden / "v7" / "model.safetensors"
+    ids = [i % 50 for i in range(40)]
+    plain = wkv.Model.load(path, device="cpu", dtype="int8")
+    want = plain.forward(ids, plain.new_state())
+    for precision in get_args(MatmulPrecision):
+        model = wkv.Model.load(path, device="cpu", dtype="int8", matmul_precision=precision)
+        got = model.forward(ids, model.new_state())
+        assert np.abs(got - want).max() < (0.6 if precision == "w8a8" else 0.1)
+    with pytest.raises(ValueError, match="'half'; use one of auto, exact, fast, w8a8"):
+        wkv.Model.load(path, matmul_precision="half")  # type: ignore[arg-type]
 
 
 def test_threads_do_not_change_a_bit(golden: Path) -> None:

@@ -40,6 +40,23 @@ WKV_API std::string_view dtype_name(DType dtype) noexcept;
 /// The inverse of dtype_name. Throws Error(invalid_argument) that lists the names.
 WKV_API DType parse_dtype(std::string_view name);
 
+/// How far the arithmetic of matrix products of many rows (prefill, large batches) may fall below
+/// fp32 where the processor has faster units for it; docs/weights.md has the errors. It is a
+/// permission: where there are no such units the products are in fp32, whatever is asked for.
+/// `automatic`, on AMX: fp32 for fp32 weights, `exact` for fp16, mm8 and small matrices, `fast` for
+/// bf16, int8 and int4; elsewhere fp32.
+enum class MatmulPrecision : std::uint8_t {
+  automatic,
+  exact,  ///< AMX: x and W in two bf16 parts each; 24 bits of x with 8-bit codes
+  fast,   ///< AMX: x and W rounded to bf16; AMX, AVX-512: 16 bits of x with 8-bit codes
+  w8a8,   ///< AMX, AVX-512: 8 bits of x with 8-bit codes; otherwise as `automatic`
+};
+
+/// "auto", "exact", "fast", "w8a8".
+WKV_API std::string_view matmul_precision_name(MatmulPrecision precision) noexcept;
+/// The inverse. Throws Error(invalid_argument) that lists the names.
+WKV_API MatmulPrecision parse_matmul_precision(std::string_view name);
+
 enum class ErrorCode : std::uint8_t {
   invalid_argument = 1,  ///< token outside the vocabulary, empty request, wrong state
   io,                    ///< open, read, write or map failed

@@ -49,8 +49,9 @@ struct Options {
   DType dtype = DType::automatic;  ///< weights; automatic keeps the stored types
   int threads = 0;                 ///< CPU, caller included; 0: physical cores this process may use
   int max_rows = 0;                ///< rows per step; 0: the device's choice
-  SkipZeros skip_zeros = SkipZeros::automatic;  ///< CPU
-  Progress progress;                            ///< of load()
+  SkipZeros skip_zeros = SkipZeros::automatic;                    ///< CPU
+  MatmulPrecision matmul_precision = MatmulPrecision::automatic;  ///< CPU
+  Progress progress;                                              ///< of load()
 };
 
 struct ModelInfo {

@@ -26,6 +26,8 @@ constexpr std::array<std::pair<DType, std::string_view>, 14> kNames{{
 }};
 constexpr std::size_t kWeightNames = 7;  // what a user may ask for
 
+constexpr std::array<std::string_view, 4> kPrecisions{"auto", "exact", "fast", "w8a8"};
+
 }  // namespace
 
 std::string_view dtype_name(DType dtype) noexcept {
@@ -39,6 +41,18 @@ DType parse_dtype(std::string_view name) {
     if (kNames[i].second == name) return kNames[i].first;
   fail(ErrorCode::invalid_argument, "unknown dtype '", name,
        "'; use one of auto, fp32, fp16, bf16, int8, int4, mm8");
+}
+
+std::string_view matmul_precision_name(MatmulPrecision precision) noexcept {
+  const auto i = static_cast<std::size_t>(precision);
+  return i < kPrecisions.size() ? kPrecisions[i] : "?";
+}
+
+MatmulPrecision parse_matmul_precision(std::string_view name) {
+  for (std::size_t i = 0; i < kPrecisions.size(); ++i)
+    if (kPrecisions[i] == name) return static_cast<MatmulPrecision>(i);
+  fail(ErrorCode::invalid_argument, "unknown matmul precision '", name,
+       "'; use one of auto, exact, fast, w8a8");
 }
 
 }  // namespace wkv

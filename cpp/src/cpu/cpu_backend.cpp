@@ -37,8 +37,12 @@ HeadFinish finish(const Norm* norm, Tensor gate, int row, int col) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_zeros)
-    : kernels_(kernels), skip_zeros_(skip_zeros), pool_(threads > 0 ? threads : usable_cores()) {}
+CpuBackend::CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_zeros,
+                       MatmulPrecision precision)
+    : kernels_(kernels),
+      skip_zeros_(skip_zeros),
+      precision_(precision),
+      pool_(threads > 0 ? threads : usable_cores()) {}
 
 std::string CpuBackend::name() const {
   const int n = pool_.threads();

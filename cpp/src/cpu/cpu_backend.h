@@ -16,7 +16,8 @@ namespace wkv::cpu {
 class CpuBackend final : public Backend {
  public:
   /// threads 0: usable_cores(). The table comes from isa.h.
-  CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_zeros = SkipZeros::automatic);
+  CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_zeros = SkipZeros::automatic,
+             MatmulPrecision precision = MatmulPrecision::automatic);
 
   std::string name() const override;
   std::string device() const override { return "cpu"; }
@@ -85,6 +86,7 @@ class CpuBackend final : public Backend {
 
   const KernelTable& kernels_;
   const SkipZeros skip_zeros_;
+  const MatmulPrecision precision_;
   ThreadPool pool_;
   const Batch* batch_ = nullptr;
   std::vector<const Sequence*> sequence_of_row_;  // of the batch

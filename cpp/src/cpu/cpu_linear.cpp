@@ -14,11 +14,19 @@
 #include "ops/quantize.h"
 
 namespace wkv::cpu {
+
+static_assert(static_cast<int>(MatmulPrecision::automatic) == kPrecisionAuto);
+static_assert(static_cast<int>(MatmulPrecision::exact) == kPrecisionExact);
+static_assert(static_cast<int>(MatmulPrecision::fast) == kPrecisionFast);
+static_assert(static_cast<int>(MatmulPrecision::w8a8) == kPrecisionW8A8);
+
 namespace {
 
 constexpr std::size_t kMaxJobs = 16;
 /// Multiply-adds below which a fork-join (0.3 us) costs more than a second thread saves.
 constexpr std::int64_t kGrain = 16384;
+/// How much cheaper a multiply-add of a narrow product is, at least.
+constexpr std::int64_t kNarrowSpeed = 4;
 
 WeightType weight_type(const Matrix& w) {
   switch (w.dtype) {
@@ -44,15 +52,16 @@ WeightType weight_type(const Matrix& w) {
 struct Job {
   MatmulArgs args{};
   enum class Kernel : std::uint8_t { gemv, sparse, gemm } kernel = Kernel::gemv;
-  std::int64_t cost = 0;         ///< of one block of kOutBlock outputs
-  std::int64_t cost_before = 0;  ///< of the jobs before it
-  std::size_t packed = 0;        ///< offset of its packed x in bytes
-  int pack_units = 0;            ///< 0 if it shares the packed x of an earlier job
+  const GemmKernels* gemm = nullptr;  ///< the table's, or the narrow ones that take it
+  std::int64_t cost = 0;              ///< of one block of kOutBlock outputs
+  std::int64_t cost_before = 0;       ///< of the jobs before it
+  std::size_t packed = 0;             ///< offset of its packed x in bytes
+  int pack_units = 0;                 ///< 0 if it shares the packed x of an earlier job
 
   int blocks() const { return (args.out + kOutBlock - 1) / kOutBlock; }
 };
 
-Job make_job(const LinearJob& from) {
+Job make_job(const LinearJob& from, MatmulPrecision precision) {
   const Matrix& w = *from.w;
   const Epilogue& e = from.epilogue;
   Job job;
@@ -72,6 +81,7 @@ Job make_job(const LinearJob& from) {
   a.rows = from.x.rows;
   a.epilogue.act = static_cast<int>(e.act);
   a.epilogue.accumulate = static_cast<bool>(e.into);
+  a.precision = static_cast<int>(precision);
   if (e.bias != nullptr) a.epilogue.bias = e.bias->data;
   if (e.gate) a.epilogue.gate = e.gate.f32(), a.epilogue.gate_stride = e.gate.stride;
   if (e.add) a.epilogue.add = e.add.f32(), a.epilogue.add_stride = e.add.stride;
@@ -93,7 +103,7 @@ std::size_t scratch_of(const Job& job, const MatmulKernels& kernels) {
     case Job::Kernel::sparse:
       return kernels.sparse_scratch(job.args);
     default:
-      return kernels.gemm_scratch(job.args);
+      return job.gemm->scratch(job.args);
   }
 }
 
@@ -102,6 +112,12 @@ bool same_x(const MatmulArgs& a, const MatmulArgs& b) {
          a.scales.in_scale == b.scales.in_scale && a.scales.in_offset == b.scales.in_offset &&
          (a.scales.zero != 0) == (b.scales.zero != 0) &&
          (a.scales.out_offset != nullptr) == (b.scales.out_offset != nullptr);
+}
+
+/// Whether two gemms read the same packed x. Narrow ones pack it as the type of W wants.
+bool same_packed_x(const Job& a, const Job& b, const MatmulKernels& kernels) {
+  return a.kernel == Job::Kernel::gemm && a.gemm == b.gemm && same_x(a.args, b.args) &&
+         (a.gemm == &kernels.gemm || a.args.type == b.args.type);
 }
 
 /// The first block of `job` that thread `index` of `threads` owns: the one whose middle lies in the
@@ -123,23 +139,28 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   std::int64_t total = 0;
   int pack_units = 0;
   for (const LinearJob& from : group) {
-    Job& job = storage[n] = make_job(from);
+    Job& job = storage[n] = make_job(from, precision_);
     if (job.args.rows == 0) continue;
-    job.kernel = kernel_of(job.args, kernels);
+    job.gemm = kernels.narrow(job.args);
+    if (job.gemm != nullptr) {
+      job.kernel = Job::Kernel::gemm;
+      job.cost /= kNarrowSpeed;
+    } else {
+      job.gemm = &kernels.gemm;
+      job.kernel = kernel_of(job.args, kernels);
+    }
     job.cost_before = total;
     if (job.kernel != Job::Kernel::sparse) total += job.cost * job.blocks();
     scratch_bytes = std::max(scratch_bytes, scratch_of(job, kernels));
     if (job.kernel == Job::Kernel::gemm) {
-      const auto shares = [&](const Job& other) {
-        return other.kernel == Job::Kernel::gemm && same_x(other.args, job.args);
-      };
+      const auto shares = [&](const Job& other) { return same_packed_x(other, job, kernels); };
       const auto end = storage.begin() + static_cast<std::ptrdiff_t>(n);
       if (const auto other = std::find_if(storage.begin(), end, shares); other != end) {
         job.packed = other->packed;
       } else {
         job.packed = packed_bytes;
-        packed_bytes += (kernels.packed_bytes(job.args) + 63) / 64 * 64;
-        job.pack_units = kernels.pack_units(job.args);
+        packed_bytes += (job.gemm->packed_bytes(job.args) + 63) / 64 * 64;
+        job.pack_units = job.gemm->pack_units(job.args);
         pack_units += job.pack_units;
       }
     }
@@ -165,7 +186,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
           return std::clamp(unit, 0, job.pack_units);
         };
         const int begin = bound(index), end = bound(index + 1);
-        if (begin < end) kernels.pack(job.args, begin, end, packed + job.packed);
+        if (begin < end) job.gemm->pack(job.args, begin, end, packed + job.packed);
         before += job.pack_units;
       }
     };
@@ -185,7 +206,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
           kernels.gemv(job.args, begin, end, scratch);
           break;
         case Job::Kernel::gemm:
-          kernels.gemm(job.args, packed + job.packed, begin, end, scratch);
+          job.gemm->multiply(job.args, packed + job.packed, begin, end, scratch);
           break;
         case Job::Kernel::sparse:
           break;

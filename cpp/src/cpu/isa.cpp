@@ -1,6 +1,9 @@
 #include "cpu/isa.h"
 
+#include <cerrno>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -8,6 +11,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(WKV_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace wkv::cpu {
@@ -30,28 +37,87 @@ bool has_f16c() {
 }
 #endif
 
+#if defined(WKV_AMX)
+/// The kernel saves the 8 KiB of tile registers for those processes alone that asked (Linux 5.16).
+/// Asked once; it holds for every thread, and for good.
+AmxProbe probe_amx() {
+  AmxProbe probe;
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0) probe.features = d;
+  if (__get_cpuid_count(7, 1, &a, &b, &c, &d) != 0) probe.features_1 = a;
+  if (__get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_OSXSAVE) != 0) {
+    unsigned low = 0;
+    unsigned high = 0;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    probe.saved_states = low;
+  }
+  if (!why_no_amx(probe).empty()) return probe;
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;
+  if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) probe.refusal = errno;
+  return probe;
+}
+
+const std::string& amx_missing() {
+  static const std::string missing = why_no_amx(probe_amx());
+  return missing;
+}
+
+/// AVX-512 but for the products that tiles compute.
+const KernelTable& kernels_amx_whole() {
+  static const KernelTable table = [] {
+    KernelTable t = kernels_avx512;
+    t.isa = "amx";
+    t.matmul.narrow = kernels_amx.narrow;
+    return t;
+  }();
+  return table;
+}
+#endif
+
+std::string unless(bool runnable, const char* needs) { return runnable ? "" : needs; }
+
 /// A built table. __builtin_cpu_supports asks the processor and, through XGETBV, whether the system
 /// saves the wide registers.
 struct Tier {
-  const KernelTable* table;
-  const char* needs;
-  bool (*runnable)();
+  const char* isa;
+  const KernelTable& (*table)();
+  std::string (*missing)();  ///< what it would need that is not here; empty if it runs
+
+  bool runnable() const { return missing().empty(); }
 };
 
-constexpr Tier kTiers[] = {
-    {&kernels_generic, "any processor", [] { return true; }},
 #if WKV_X86
-    {&kernels_avx2, "AVX2, FMA and F16C",
+std::string avx512_missing() {
+  return unless(__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+                    __builtin_cpu_supports("avx512vl") != 0 &&
+                    __builtin_cpu_supports("avx512dq") != 0 &&
+                    __builtin_cpu_supports("avx512vnni") != 0,
+                "AVX-512 F, BW, VL, DQ and VNNI");
+}
+#endif
+
+constexpr Tier kTiers[] = {
+    {"generic", []() -> const KernelTable& { return kernels_generic; },
+     [] { return std::string(); }},
+#if WKV_X86
+    {"avx2", []() -> const KernelTable& { return kernels_avx2; },
      [] {
-       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-              has_f16c();
+       return unless(
+           __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && has_f16c(),
+           "AVX2, FMA and F16C");
      }},
-    {&kernels_avx512, "AVX-512 F, BW, VL, DQ and VNNI",
+    {"avx512", []() -> const KernelTable& { return kernels_avx512; }, avx512_missing},
+#if defined(WKV_AMX)
+    {"amx", kernels_amx_whole,
      [] {
-       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-              __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
-              __builtin_cpu_supports("avx512vnni") != 0;
+       std::string missing = avx512_missing();
+       return missing.empty() ? amx_missing() : missing;
      }},
+#endif
 #endif
 };
 
@@ -60,7 +126,7 @@ std::string runnable_names() {
   for (const Tier& tier : kTiers) {
     if (!tier.runnable()) continue;
     if (!names.empty()) names += ", ";
-    names += tier.table->isa;
+    names += tier.isa;
   }
   return names;
 }
@@ -70,12 +136,13 @@ const KernelTable& select(std::string_view asked, std::string_view where) {
   const KernelTable* best = nullptr;
   for (const Tier& tier : kTiers) {
     if (asked.empty()) {
-      if (tier.runnable()) best = tier.table;
-    } else if (asked == tier.table->isa) {
-      WKV_CHECK(tier.runnable(), unsupported, where, '\'', asked,
-                "' cannot run on this machine, which would need ", tier.needs, "; use one of ",
+      if (tier.runnable()) best = &tier.table();
+    } else if (asked == tier.isa) {
+      const std::string missing = tier.missing();
+      WKV_CHECK(missing.empty(), unsupported, where, '\'', asked,
+                "' cannot run on this machine, which would need ", missing, "; use one of ",
                 runnable_names());
-      best = tier.table;
+      best = &tier.table();
     }
   }
   WKV_CHECK(best != nullptr, unsupported, where, '\'', asked,
@@ -90,6 +157,21 @@ std::string_view forced() {
 
 }  // namespace
 
+std::string why_no_amx(const AmxProbe& probe) {
+  constexpr unsigned kFeatures = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, -TILE, -INT8
+  constexpr std::uint64_t kStates = 1u << 17 | 1u << 18;          // XTILECFG, XTILEDATA
+  constexpr unsigned kBF16 = 1u << 5;                             // AVX512-BF16
+  if ((probe.features & kFeatures) != kFeatures || (probe.features_1 & kBF16) == 0)
+    return "AMX-TILE, AMX-BF16, AMX-INT8 and AVX512-BF16, of which this processor has not all or a "
+           "hypervisor shows not all";
+  if ((probe.saved_states & kStates) != kStates)
+    return "a system that saves the tile registers of AMX (XCR0 has no tile state)";
+  if (probe.refusal != 0)
+    return str("the permission to use the tile registers of AMX, which the kernel refused: ",
+               std::strerror(probe.refusal));
+  return "";
+}
+
 std::vector<IsaInfo> list_isas() {
   const KernelTable* active = nullptr;
   try {
@@ -98,7 +180,8 @@ std::vector<IsaInfo> list_isas() {
   }
   std::vector<IsaInfo> list;
   for (const Tier& tier : kTiers)
-    list.push_back({tier.table->isa, tier.runnable(), tier.table == active});
+    list.push_back({tier.isa, tier.runnable(),
+                    active != nullptr && active->isa == std::string_view(tier.isa)});
   return list;
 }
 

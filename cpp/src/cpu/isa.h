@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
@@ -21,5 +23,15 @@ const KernelTable& select_isa(const char* name);
 /// Bytes ahead that a single stream of weights is prefetched into L1 on this processor; 0: its own
 /// prefetcher does better.
 std::ptrdiff_t stream_ahead() noexcept;
+
+/// What a machine answers when asked for AMX.
+struct AmxProbe {
+  unsigned features = 0;           ///< CPUID 7.0 EDX
+  unsigned features_1 = 0;         ///< CPUID 7.1 EAX
+  std::uint64_t saved_states = 0;  ///< XCR0
+  int refusal = 0;                 ///< errno of arch_prctl(ARCH_REQ_XCOMP_PERM), 0: granted
+};
+/// What is missing, as a part of an error; empty if nothing is.
+std::string why_no_amx(const AmxProbe& probe);
 
 }  // namespace wkv::cpu

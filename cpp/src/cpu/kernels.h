@@ -16,5 +16,6 @@ struct KernelTable {
 extern const KernelTable kernels_generic;
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const NarrowKernels kernels_amx;  ///< with kernels_avx512: isa.cpp puts them together
 
 }  // namespace wkv::cpu

@@ -45,6 +45,9 @@ struct MatmulEpilogue {
   ptrdiff_t add_stride;
 };
 
+/// wkv::MatmulPrecision as plain constants; cpu_linear.cpp asserts that both agree.
+enum PrecisionCode : int { kPrecisionAuto, kPrecisionExact, kPrecisionFast, kPrecisionW8A8 };
+
 /// One product. W [out][in] (int4: strips), or [in][out] if `input_major`: int4 then has two
 /// outputs of an input to a byte, the even one low, and its scales are [group][out]. Strides of x
 /// and y in floats.
@@ -64,6 +67,7 @@ struct MatmulArgs {
   /// Bytes before its use that a single stream of float weights is prefetched, see
   /// stream_ahead() in isa.h; 0: left to the processor.
   ptrdiff_t stream_ahead;
+  int precision;  ///< a PrecisionCode: what `narrow` may do
 };
 
 /// Ranges [begin, end) of outputs are multiples of this, or end at `out`. A kernel's order of
@@ -76,6 +80,16 @@ constexpr int kOutBlock = 32;
 constexpr int kInputParts = 16;
 /// From this share of a part's inputs on all of its rows of W are read, without gaps.
 constexpr float kDenseShare = 0.75f;
+/// Products of many rows. x is packed first, in `pack_units(args)` independent units; `packed`
+/// (packed_bytes(args)) is then read by every thread. `scratch`: scratch(args) bytes, 64-byte
+/// aligned like `packed`.
+struct GemmKernels {
+  size_t (*packed_bytes)(const MatmulArgs& args);
+  int (*pack_units)(const MatmulArgs& args);
+  void (*pack)(const MatmulArgs& args, int begin, int end, void* packed);
+  size_t (*scratch)(const MatmulArgs& args);
+  void (*multiply)(const MatmulArgs& args, const void* packed, int begin, int end, void* scratch);
+};
 
 /// From `gemm_min_rows` of its type on a product is computed by `gemm`, below by `gemv`; with W
 /// input-major by `sparse` up to `sparse_max_rows`.
@@ -95,13 +109,15 @@ struct MatmulKernels {
   size_t (*sparse_scratch)(const MatmulArgs& args);
   int (*sparse_part)(const MatmulArgs& args, int part, float* sums, void* scratch);
   void (*sparse_finish)(const MatmulArgs& args, const float* sums, int begin, int end);
-  /// Products of many rows. x is packed first, in `pack_units(args)` independent units; `packed`
-  /// (packed_bytes(args)) is then read by every thread. `scratch`: gemm_scratch(args) bytes.
-  size_t (*packed_bytes)(const MatmulArgs& args);
-  int (*pack_units)(const MatmulArgs& args);
-  void (*pack)(const MatmulArgs& args, int begin, int end, void* packed);
-  size_t (*gemm_scratch)(const MatmulArgs& args);
-  void (*gemm)(const MatmulArgs& args, const void* packed, int begin, int end, void* scratch);
+  GemmKernels gemm;  ///< in fp32
+  /// What computes this product with fewer bits than fp32, as its `precision` allows; null if that
+  /// is `gemm`. Products that share a packed x must be of one type and one answer.
+  const GemmKernels* (*narrow)(const MatmulArgs& args);
+};
+
+/// What a tier that differs from another in `narrow` alone exports.
+struct NarrowKernels {
+  const GemmKernels* (*narrow)(const MatmulArgs& args);
 };
 
 }  // namespace wkv::cpu

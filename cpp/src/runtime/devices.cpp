@@ -31,7 +31,8 @@ std::shared_ptr<Backend> make_backend(const Options& options) {
   // host shim are for those who ask for them.
   if (device == "cpu" || device == "auto")
     return std::make_shared<cpu::CpuBackend>(threads == 0 ? usable_cores() : threads,
-                                             cpu::select_isa(), options.skip_zeros);
+                                             cpu::select_isa(), options.skip_zeros,
+                                             options.matmul_precision);
   if (device == "cuda") return make_cuda_backend(0);
   int index = 0;
   const char* end = device.data() + device.size();

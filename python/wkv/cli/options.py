@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from wkv.sampling import Sampling
     from wkv.tokenizer import Tokenizer
 
+PRECISIONS = ("auto", "exact", "fast", "w8a8")
 DTYPES = ("auto", "fp32", "fp16", "bf16", "int8", "int4", "mm8")
 
 
@@ -27,6 +28,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a .pth or .safetensors checkpoint")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="type of the weights")
+    parser.add_argument(
+        "--matmul-precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="of prefill, where the processor has units faster than those of fp32 (default: auto)",
+    )
     parser.add_argument("--threads", type=positive, help="CPU threads (default: physical cores)")
     parser.add_argument("--lora", metavar="FILE", help="merge this adapter (needs --lora-alpha)")
     parser.add_argument("--lora-alpha", type=float, metavar="X", help="what it was trained with")
@@ -95,6 +102,7 @@ def load_model(arguments: argparse.Namespace) -> Model:
         dtype=arguments.dtype,
         threads=arguments.threads,
         progress=True if sys.stderr.isatty() else None,
+        matmul_precision=arguments.matmul_precision,
         lora=arguments.lora,
         lora_alpha=arguments.lora_alpha,
         version=arguments.as_version,

@@ -3,6 +3,9 @@
 #include "cpu/kernels/matmul_gemm.inl"
 #include "cpu/kernels/matmul_gemv.inl"
 #include "cpu/kernels/matmul_sparse.inl"
+#if defined(__AVX512VNNI__)
+#include "cpu/kernels/matmul_int8.inl"
+#endif
 
 namespace wkv::cpu {
 namespace {
@@ -17,6 +20,16 @@ namespace {
 #define WKV_GEMM_MIN_ROWS {12, 12, 12, 12, 12, 12}
 #endif
 
+#if defined(__AVX512VNNI__)
+const GemmKernels* narrow(const MatmulArgs& a) {
+  const bool narrow = a.precision == kPrecisionFast || a.precision == kPrecisionW8A8;
+  return narrow && tiles::takes_codes(a) ? &tiles::kKernels<tiles::Codes<tiles::VnniUnit>>
+                                         : nullptr;
+}
+#else
+const GemmKernels* narrow(const MatmulArgs&) { return nullptr; }
+#endif
+
 const MatmulKernels kMatmul = {
     WKV_GEMM_MIN_ROWS,
     kSparseMaxRows,
@@ -26,11 +39,8 @@ const MatmulKernels kMatmul = {
     sparse_scratch,
     sparse_part,
     sparse_finish,
-    packed_bytes,
-    pack_units,
-    pack,
-    gemm_scratch,
-    gemm,
+    {packed_bytes, pack_units, pack, gemm_scratch, gemm},
+    narrow,
 };
 
 }  // namespace

@@ -5,8 +5,7 @@
 
 #include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels/matmul_epilogue.inl"
-#include "cpu/kernels/matmul_int4.inl"
-#include "cpu/kernels/matmul_panel.inl"
+#include "cpu/kernels/matmul_strips.inl"
 
 namespace wkv::cpu {
 namespace {

@@ -159,7 +159,11 @@ void gemv_typed(const MatmulArgs& a, int begin, int end, float* scratch) {
     if (tiles)
       for (; r + kWeightRows <= stop; r += kWeightRows)
         dot_rows<C, kWeightRows>(a, r, x, xs, products + r - j, kOutBlock);
-    for (; r < stop; ++r) dot_rows<C, 1>(a, r, x, xs, products + r - j, kOutBlock);
+    for (; r < stop; ++r)
+      if (a.rows == 1)
+        dot_tile<C, 1, 1>(a, r, x, xs, products + r - j, kOutBlock);
+      else
+        dot_rows<C, 1>(a, r, x, xs, products + r - j, kOutBlock);
     for (int m = 0; m < a.rows; ++m)
       store_outputs(a, sums[m], products + m * kOutBlock, m, j, stop);
   }

@@ -1,23 +1,18 @@
-// Products with int4 weights. W lies in strips of kStrip outputs: [strip][group of 32 inputs][line
-// of 8 inputs][output], a dword for every output, whose nibble i belongs to input i of the line;
-// scales are [strip][group][output]. A strip is one stream, lanes are outputs and nothing has to be
+// Products of few rows with int4 weights, strip by strip (matmul_strips.inl). Nothing has to be
 // added up across lanes: a core of Zen 4 reads 34 GB/s out of L2 with AVX-512 and 20 with AVX2,
-// where rows made 26 and 17.
+// where rows of W made 26 and 17.
 //
 // x becomes fixed point, three digits of base 256, so that products are those of bytes and sums are
 // exact integers. It is rounded to 2^-22 of the largest of its row, about what sums in fp32 lose.
 #pragma once
 
 #include "cpu/kernels/matmul_fixed.inl"
-#include "cpu/kernels/matmul_panel.inl"
+#include "cpu/kernels/matmul_strips.inl"
 
 namespace wkv::cpu {
 namespace {
 
 constexpr int kDigits4 = 3;
-constexpr int kLines4 = kInt4Group / 8;
-constexpr int kLineBytes4 = 4 * kStrip;
-constexpr int kGroupBytes4 = kLines4 * kLineBytes4;
 constexpr int kGroupFloats = kInt4Group + 4;  // x of a group, -8 times its sum, padding
 
 /// x of a group: the digits, highest first, in every line the even inputs, then the odd ones; and
@@ -30,25 +25,6 @@ struct FixedGroup {
 /// What input i of a line is multiplied with, see strip_floats().
 constexpr float kWeights[8] = {1.0f,     0x1p-4f,  0x1p-8f,  0x1p-12f,
                                0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
-
-struct Strip {
-  const unsigned char* codes;
-  const f16* scales;
-};
-
-inline int groups_of(const MatmulArgs& a) { return (a.in + kInt4Group - 1) / kInt4Group; }
-
-inline Strip strip_at(const MatmulArgs& a, int strip) {
-  const ptrdiff_t groups = groups_of(a);
-  return {(const unsigned char*)a.w + strip * groups * kGroupBytes4,
-          (const f16*)a.scales.group_scale + strip * groups * kStrip};
-}
-
-inline i32v load_dwords(const unsigned char* p) {
-  i32v v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
-}
 
 /// products [RX][kStrip] of one strip with rows of x as floats, `xs` apart. A code is masked where
 /// it stands and converted there, 16^i times its worth, which is taken out of x: three operations,
@@ -373,30 +349,6 @@ void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch) {
       store_outputs(a, x.sums[m], x.products + m * kOutBlock, m, j, stop);
   }
 }
-
-/// Panels of gemm, see matmul_panel.inl.
-struct StripsI4 {
-  static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {
-    for (int v = 0; v < kCols; v += W) {
-      if (v >= columns) {
-        for (int k = 0; k < depth; ++k) store(panel + k * kCols + v, f32v{});
-        continue;
-      }
-      const Strip strip = strip_at(a, (j + v) / kStrip);
-      const int lane = (j + v) % kStrip;
-      for (int k = 0; k < depth; k += 8) {
-        const int g = (k0 + k) / kInt4Group, line = (k0 + k) % kInt4Group / 8;
-        const unsigned char* at =
-            strip.codes + (ptrdiff_t)g * kGroupBytes4 + line * kLineBytes4 + 4 * lane;
-        const u32v dwords = (u32v)load_dwords(at);
-        const f32v scale = load(strip.scales + (ptrdiff_t)g * kStrip + lane);
-        for (int i = 0; i < 8 && k + i < depth; ++i)
-          store(panel + (k + i) * kCols + v,
-                __builtin_convertvector((i32v)(dwords >> 4 * i & 15u) - 8, f32v) * scale);
-      }
-    }
-  }
-};
 
 }  // namespace
 }  // namespace wkv::cpu

@@ -1,0 +1,313 @@
+"""Kernels of many rows on memory of exactly the size they ask for, AMX in software among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from ops.harness import (
+    AMX,
+    EMULATED,
+    F32,
+    F64,
+    Target,
+    assert_close,
+    code_rounding,
+    cpu_targets,
+    digits,
+    load_ops,
+    rounding,
+)
+from ops.test_linear import EPS, bits, check, product, values, weight
+
+TARGETS = cpu_targets()
+each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+PRECISIONS = ["auto", "exact", "fast", "w8a8"]
+# Tiles of 16 rows and of 32 or 64 inputs, panels of 32 outputs, blocks of 256 or 512 inputs, groups
+# of 128 or 256 outputs, chunks of 256 rows: one less, as many, one more.
+ROWS = [1, 15, 16, 17, 31, 33, 47, 255, 257, 299]
+SHAPES = [(1, 1), (15, 31), (17, 33), (33, 63), (95, 65), (129, 255), (31, 513), (257, 131)]
+
+
+@pytest.fixture(autouse=True)
+def tiles_are_used_rightly() -> Any:
+    """No instruction that the processor would refuse; no thread keeps the registers."""
+    before = load_ops().amx_counters()
+    yield
+    after = load_ops().amx_counters()
+    assert after.get("faults") == before.get("faults")
+    assert after.get("configured", 0) == 0
+
+
+def gemm(target: Target, precision: str, x: F32, w: NDArray[Any], dtype: str, **more: Any) -> F32:
+    """Also with W input-major, which must give the same bits."""
+    y, narrow = load_ops().gemm(target.isa, precision, x, w, dtype, **more)
+    if dtype != "int4":
+        turned = np.ascontiguousarray(w.T)
+        again, _ = load_ops().gemm(target.isa, precision, x, turned, dtype, True, range=32, **more)
+        np.testing.assert_array_equal(y, again)
+    codes = dtype in ("int8", "mm8")
+    rows = x.shape[0]
+    expected = (
+        digits(target, dtype, rows, precision)
+        if codes
+        else rounding(target, dtype, rows, precision)
+    )
+    assert narrow == (expected > 0)
+    return np.asarray(y)
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_floats(target: Target, dtype: str, precision: str) -> None:
+    rng = np.random.default_rng(1)
+    for index, (out, inner) in enumerate(SHAPES):
+        w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+        for rows in ROWS[index % 2 :: 2]:
+            x = rng.standard_normal((rows, inner)).astype(np.float32)
+            y = gemm(target, precision, x, w, dtype)
+            check(y, x, values(w, dtype), error=rounding(target, dtype, rows, precision))
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", ["int8", "mm8"])
+def test_codes(target: Target, dtype: str, precision: str) -> None:
+    """Codes at random and at their extremes, inputs at random and of one value."""
+    rng = np.random.default_rng(2)
+    least, most, zero = (-127, 127, 0.0) if dtype == "int8" else (0, 255, -0.5)
+    for index, (out, inner) in enumerate(SHAPES):
+        q = rng.integers(least, most, (out, inner), endpoint=True)
+        q[0], q[-1] = least, most
+        in_scale = (rng.random(inner) + 0.5).astype(np.float32)
+        out_scale = (rng.random(out) + 0.5).astype(np.float32)
+        w = (q - zero) * out_scale.astype(np.float64)[:, None] * in_scale
+        for rows in ROWS[index % 2 :: 2]:
+            x = rng.standard_normal((rows, inner)).astype(np.float32)
+            x[0], x[-1] = 7, -3e4
+            y = gemm(
+                target, precision, x, q.astype(np.int8 if dtype == "int8" else np.uint8), dtype,
+                in_scale=in_scale, out_scale=out_scale, zero=zero,
+            )  # fmt: skip
+            tolerance = EPS * max(4, 1.2 * np.sqrt(inner))  # sums of one sign: as with outliers
+            scale = np.abs(x).astype(np.float64) @ np.abs(w).T
+            if used := digits(target, dtype, rows, precision):
+                middle = np.abs(q - (0 if dtype == "int8" else 128)).sum(axis=1) * out_scale
+                step = code_rounding(x.astype(np.float64) * in_scale, used)
+                scale += step * middle / tolerance
+            assert_close(y, x.astype(np.float64) @ w.T, tolerance, scale=scale)
+
+
+def strips(codes: NDArray[np.uint8], scales: NDArray[np.float16]) -> tuple[Any, Any]:
+    """Packed codes [out, in / 2] and scales [out, groups] in the order of the kernels."""
+    out, groups = scales.shape
+    full = -(-out // 16) * 16
+    c = np.zeros((full, codes.shape[1]), np.uint8)
+    s = np.zeros((full, groups), np.float16)
+    c[:out], s[:out] = codes, scales
+    lines = c.reshape(full // 16, 16, groups, 4, 4).transpose(0, 2, 3, 1, 4)
+    by_group = s.reshape(full // 16, 16, groups).transpose(0, 2, 1)
+    return np.ascontiguousarray(lines).reshape(full, -1), np.ascontiguousarray(by_group)
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_int4(target: Target, precision: str) -> None:
+    rng = np.random.default_rng(3)
+    for out, inner in ((1, 32), (33, 64), (66, 288), (18, 544)):
+        q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
+        scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
+        w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
+        packed = (q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8)
+        for rows in ROWS:
+            x = rng.standard_normal((rows, inner)).astype(np.float32)
+            held, by_group = strips(packed, scales)
+            y = gemm(target, precision, x, held, "int4", group_scale=by_group, out=out)
+            if out % 2 == 0:  # so that a row of the test's array holds as many outputs
+                t, turned = q.T, np.ascontiguousarray(scales.T)
+                both = np.ascontiguousarray(t[:, 0::2] | t[:, 1::2] << 4)
+                again, _ = load_ops().gemm(
+                    target.isa, precision, x, both, "int4", True, group_scale=turned
+                )
+                np.testing.assert_array_equal(again, y)
+            check(y, x, w, error=rounding(target, "int4", rows, precision))
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4"])
+@pytest.mark.parametrize("isa", AMX)
+def test_auto_is_exact_or_fast(isa: str, dtype: str) -> None:
+    """Small matrices and fp16 are exact, the others fast."""
+    if isa not in [t.isa for t in TARGETS]:
+        pytest.skip("does not run here")
+    rng = np.random.default_rng(10)
+    for out, inner in ((512, 512), (511, 512), (513, 480)):
+        x = rng.standard_normal((20, inner)).astype(np.float32)
+        w = rng.integers(0, 255, (out, inner // 2)).astype(np.uint8)
+        w, ones = strips(w, np.ones((out, inner // 32), np.float16))
+        more: dict[str, Any] = {"group_scale": ones, "out": out}
+        if dtype != "int4":
+            w, more = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype), {}
+
+        def run(precision: str) -> F32:
+            y, narrow = load_ops().gemm(isa, precision, x, w, dtype, **more)  # noqa: B023
+            assert narrow
+            return np.asarray(y)
+
+        small = min(out, inner) < 512
+        same = "exact" if small or dtype == "fp16" else "fast"
+        np.testing.assert_array_equal(run("auto"), run(same))
+        assert (run("exact") != run("fast")).any()
+
+
+@each_target
+def test_a_sum_of_the_largest_products_stays_in_32_bits(target: Target) -> None:
+    inner = 65536
+    x = np.ones((16, inner), np.float32)
+    for dtype, code in (("int8", -127), ("mm8", 255), ("mm8", 0)):
+        w = np.full((32, inner), code, np.int8 if dtype == "int8" else np.uint8)
+        for precision in PRECISIONS:
+            y, _ = load_ops().gemm(target.isa, precision, x, w, dtype)
+            np.testing.assert_allclose(y, float(code) * inner, rtol=1e-5)
+    w = np.ones((32, inner + 1), np.int8)  # one more is computed in fp32
+    y, narrow = load_ops().gemm(target.isa, "w8a8", np.ones((16, inner + 1), np.float32), w, "int8")
+    assert not narrow
+    np.testing.assert_allclose(y, inner + 1, rtol=1e-5)
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_a_bad_row_stays_alone(target: Target, precision: str, bad: float) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((40, 100)).astype(np.float32)
+    x[9, 70] = bad
+    for dtype, code in (("fp16", np.float16), ("bf16", np.uint16), ("int8", np.int8)):
+        w = rng.integers(1, 100, (50, 100)).astype(code)
+        y, _ = load_ops().gemm(target.isa, precision, x, w, dtype)
+        assert not np.isfinite(y[9]).any()
+        assert np.isfinite(np.delete(y, 9, axis=0)).all()
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_small_and_large_inputs(target: Target, precision: str) -> None:
+    """Rows of denormals and of almost the largest number: finite, within what is flushed."""
+    w = np.full((20, 64), 3, np.int8)
+    for value in (0.0, 1e-42, 1e-31, 1e-29, 1e36):
+        x = np.full((16, 64), value, np.float32)
+        y, _ = load_ops().gemm(target.isa, precision, x, w, "int8")
+        np.testing.assert_allclose(y, 3.0 * 64 * x[0, 0], rtol=0.01, atol=3 * 64 * 2.0**-100)
+
+
+def test_fp32_weights_are_computed_as_avx512_does() -> None:
+    """By default, wherever they stand, and with tiles at hand."""
+    isas = [t.isa for t in TARGETS]
+    if "avx512" not in isas or EMULATED not in isas:
+        pytest.skip("no AVX-512")
+    rng = np.random.default_rng(5)
+    w, x = (rng.standard_normal((n, 300)).astype(np.float32) for n in (70, 40))
+    expected, _ = load_ops().gemm("avx512", "auto", x, w, "fp32")
+    y, narrow = load_ops().gemm(EMULATED, "auto", x, w, "fp32")
+    assert not narrow
+    np.testing.assert_array_equal(y, expected)
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_group_equals_its_parts(target: Target, precision: str) -> None:
+    """Products on one input whose packed forms differ, in one dispatch."""
+    rng = np.random.default_rng(6)
+    device = target.open(threads=3, precision=precision)
+    plain = rng.standard_normal((70, 130)).astype(np.float32)
+    kinds = ["fp32", "fp16", "bf16", "int8", "mm8", "int4", "bf16", "int8"]
+    held = [weight(device, plain, "fp32", want=kind) for kind in kinds]
+    x = rng.standard_normal((45, 130)).astype(np.float32)
+    together = device.linears([load_ops().Product(x, w, act="tanh") for w in held])
+    for w, y in zip(held, together, strict=True):
+        np.testing.assert_array_equal(y, product(device, x, w, act="tanh"))
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("want", ["bf16", "int8"])
+def test_epilogue(target: Target, precision: str, want: str) -> None:
+    rng = np.random.default_rng(7)
+    out, inner, rows = 71, 45, 37
+    w = (rng.integers(-127, 127, (out, inner)) / 128).astype(np.float32)
+    x = rng.standard_normal((rows, inner)).astype(np.float32)
+    bias = rng.standard_normal(out).astype(np.float32)
+    gate, add, into = (rng.standard_normal((rows, out)).astype(np.float32) for _ in range(3))
+    device = target.open(padding=3, threads=2, precision=precision)
+    held = weight(device, w, "fp32", want=want)
+    plain = product(device, x, held).astype(np.float64)
+    y = product(device, x, held, act="tanh", bias=bias, gate=gate, add=add, into=into)
+    assert_close(y, np.tanh(plain + bias) * gate + add + into, 2e-6, scale=10.0)
+
+
+@each_target
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("want", ["fp16", "bf16", "int8", "mm8", "int4"])
+def test_threads_change_nothing(target: Target, precision: str, want: str) -> None:
+    rng = np.random.default_rng(8)
+    w = rng.standard_normal((517, 301)).astype(np.float32)
+    x = rng.standard_normal((70, 301)).astype(np.float32)
+    results = []
+    for threads in (1, 2, 3, 7):
+        device = target.open(threads=threads, precision=precision)
+        results.append(product(device, x, weight(device, w, "fp32", want=want)))
+    for y in results[1:]:
+        np.testing.assert_array_equal(y, results[0])
+
+
+def test_tiles_were_multiplied() -> None:
+    if not any(t.isa == EMULATED for t in TARGETS):
+        pytest.skip("nothing emulates AMX here")
+    before = load_ops().amx_counters()["products"]
+    x = np.ones((32, 64), np.float32)
+    load_ops().gemm(EMULATED, "fast", x, np.ones((32, 64), np.int8), "int8")
+    assert load_ops().amx_counters()["products"] - before == 2 * 2 * 2  # two bytes of x
+
+
+FEATURES = 1 << 22 | 1 << 24 | 1 << 25  # CPUID 7.0 EDX: AMX-BF16, AMX-TILE, AMX-INT8
+BF16 = 1 << 5  # CPUID 7.1 EAX: AVX512-BF16
+STATES = 1 << 17 | 1 << 18  # XCR0: XTILECFG, XTILEDATA
+
+
+@pytest.mark.parametrize(
+    ("features", "bf16", "states", "refusal", "why"),
+    [
+        (FEATURES, BF16, STATES, 0, ""),
+        (FEATURES ^ 1 << 22, BF16, STATES, 0, "AMX-BF16"),
+        (FEATURES ^ 1 << 24, BF16, STATES, 0, "AMX-TILE"),
+        (FEATURES ^ 1 << 25, BF16, STATES, 0, "AMX-INT8"),
+        (FEATURES, 0, STATES, 0, "AVX512-BF16"),
+        (FEATURES, BF16, STATES ^ 1 << 18, 0, "XCR0"),
+        (FEATURES, BF16, STATES ^ 1 << 17, 0, "XCR0"),
+        (FEATURES, BF16, STATES, 1, "kernel refused: Operation not permitted"),
+        (FEATURES, BF16, STATES, 22, "kernel refused: Invalid argument"),
+    ],
+)
+def test_why_no_amx(features: int, bf16: int, states: int, refusal: int, why: str) -> None:
+    found = load_ops().why_no_amx(features, bf16, states, refusal)
+    assert why in found
+    assert bool(found) == bool(why)
+
+
+def test_asking_for_amx_without_it_says_why() -> None:
+    isas = dict(load_ops().isas())
+    if "amx" not in isas or isas["amx"]:
+        pytest.skip("AMX runs here, or is not built")
+    with pytest.raises(Exception, match="'amx' cannot run on this machine, which would need "):
+        load_ops().Device("cpu", isa="amx")
+    assert AMX[0] not in [t.isa for t in TARGETS]
+
+
+def test_bound_of_the_oracle() -> None:
+    """The bounds above are those of the formats, not those of the kernel: numpy rounds alike."""
+    rng = np.random.default_rng(9)
+    x: F64 = rng.standard_normal((50, 300)) ** 3
+    step = np.abs(x).max(axis=1, keepdims=True) / (127 * 256)
+    assert (np.abs(np.rint(x / step) * step - x) <= code_rounding(x, 2)).all()
