@@ -10,7 +10,7 @@ namespace wkv::cuda {
 namespace {
 
 constexpr int kRoundTo = 128;                     // columns of rounded activations
-constexpr int kSkinnyShared = 64 * 1024;          // activations of a block: three fit a processor
+constexpr int kSkinnyShared = 73 * 1024;          // of a block: three fit a processor
 constexpr int kLibraryRows = 128;                 // the vendor's kernels need rows to pay off
 constexpr std::size_t kMaxWorkspace = 256 << 20;  // partial sums, bytes
 constexpr int kMaxTickets = 65536;
@@ -126,7 +126,7 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     p.workspace = static_cast<float*>(
         grow(workspace_, static_cast<std::size_t>(group.partials) * sizeof(float)));
     p.tickets = static_cast<unsigned*>(tickets_.data());
-    gemm(launch_, codec, p, group.blocks);
+    gemm(launch_, codec, p, group.blocks, device_->shared_bytes());
   }
   push();
 }
@@ -143,7 +143,8 @@ void CudaBackend::plan_skinny(Group& group, Codec codec, std::uint32_t& shared_b
   constexpr int kWarps = 8;     // of a block, which share the inputs
   constexpr int kResident = 2;  // blocks per processor
   const int unit = load_inputs(codec);
-  const int max_units = std::max(1, kSkinnyShared / (4 * p.rows) / unit);
+  const int shared = std::min(kSkinnyShared, device_->shared_bytes());
+  const int max_units = std::max(1, skinny_inputs(p.rows, shared) / unit);
   int total = 0;
   for (int j = 0; j < p.jobs; ++j) {
     LinearJobParams& q = p.job[j];
@@ -189,7 +190,7 @@ void CudaBackend::plan_skinny(Group& group, Codec codec, std::uint32_t& shared_b
 
 void CudaBackend::plan_gemm(Group& group, Codec codec) {
   LinearParams& p = group.params;
-  const GemmShape shape = gemm_shape(codec, p.rows);
+  const GemmShape shape = gemm_shape(codec, p.rows, device_->shared_bytes());
   const int row_tiles = ceil_div(p.rows, shape.row_tile);
   int total = 0;
   for (int j = 0; j < p.jobs; ++j) total += ceil_div(p.job[j].out, shape.out_tile) * row_tiles;

@@ -234,13 +234,16 @@ constexpr int kSkinnyOutputs = 16;  ///< outputs per tile
 void skinny(Launch& out, Codec codec, const LinearParams& p, int blocks,
             std::uint32_t shared_bytes);
 std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split);
+/// Inputs of a split that fit a block's shared memory.
+int skinny_inputs(int rows, int shared_bytes);
 
 /// More rows: tiles of `out_tile` x `row_tile`, operands through shared memory.
 struct GemmShape {
   int out_tile, row_tile, inputs;  ///< inputs per stage
 };
-GemmShape gemm_shape(Codec codec, int rows);
-void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks);
+/// `shared_bytes` are what a block may have: 64 KB on sm_75, 99 KB on sm_86, sm_89 and sm_120.
+GemmShape gemm_shape(Codec codec, int rows, int shared_bytes);
+void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks, int shared_bytes);
 
 /// fp32 weights: plain fused multiply-adds.
 constexpr int kF32Rows = 8, kF32Outputs = 32;

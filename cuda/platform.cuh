@@ -129,6 +129,12 @@ WKV_DEV void wait_for_previous_kernel() {
 #endif
 }
 
+/// The same number, of which the compiler knows nothing.
+WKV_DEV int forget(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 WKV_DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 /// Adds one to a counter of the whole device; returns its old value. Earlier writes of this block
 /// (after a barrier) are visible to the block that sees the counter's last value.
