@@ -75,6 +75,22 @@ class Target:
     def __str__(self) -> str:
         return f"{self.device}-{self.isa}" if self.isa else self.device
 
+    @property
+    def on_shim(self) -> bool:
+        """A CUDA device whose kernels run on fibres (tests/shim): a thousand times slower."""
+        return self.device != "cpu" and "shim" in self.open().name
+
+    def rounding(self, dtype: str, rows: int) -> float:
+        """How far a product of such weights may round its inputs, relative to them.
+
+        The CPU keeps them as they are; CUDA's tensor cores take two halves of the weights' type up
+        to 8 rows and one beyond (docs/gpu.md).
+        """
+        bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
+        if self.device == "cpu" or bits == 0:
+            return 0.0
+        return 2.0 ** -(2 * bits if rows <= 8 else bits)
+
     def open(self, threads: int = 1, padding: int = 0, skip_zeros: str = "auto") -> Any:
         """A ``Device`` of the extension; the ISA that was asked for is the one that runs."""
         device = load_ops().Device(

@@ -2,8 +2,8 @@
 // wrote or writes past the end is found. Built as a plugin (WKV_CUDA_PLUGIN=libwkv_cuda_shim.so) it
 // lets every test of device "cuda" run without a GPU.
 //   WKV_SHIM_DEVICES  number of devices; 1
-//   WKV_SHIM_SM       their architecture; 90
-//   WKV_SHIM_MEMORY   bytes that each has; no limit
+//   WKV_SHIM_SM       architecture of a device that is opened now; 90
+//   WKV_SHIM_MEMORY   bytes it has; no limit
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -60,7 +60,7 @@ class HostDevice final : public cuda::Device {
   int shared_bytes() const noexcept override { return shared_of(capability_); }
 
   Buffer allocate(std::size_t bytes) override {
-    const std::size_t all = setting("WKV_SHIM_MEMORY", SIZE_MAX);
+    const std::size_t all = memory_;
     std::atomic<std::size_t>& mine = used[index_];
     WKV_CHECK(bytes <= all && mine <= all - bytes, out_of_memory, "[", name(), "] cannot allocate ",
               bytes, " bytes: ", all - std::min<std::size_t>(mine, all), " of ", all,
@@ -121,6 +121,7 @@ class HostDevice final : public cuda::Device {
  private:
   int index_;
   int capability_ = static_cast<int>(setting("WKV_SHIM_SM", 90));
+  std::size_t memory_ = setting("WKV_SHIM_MEMORY", SIZE_MAX);
 };
 
 }  // namespace
