@@ -96,7 +96,8 @@ class CudaDevice final : public Device {
 
   void copy_in(void* to, const void* pinned, std::size_t bytes) override {
     use();
-    check(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyHostToDevice, stream_), "copy to device");
+    // Default: streamed weights are themselves pinned memory.
+    check(cudaMemcpyAsync(to, pinned, bytes, cudaMemcpyDefault, stream_), "copy to device");
   }
   void copy_out(void* pinned, const void* from, std::size_t bytes) override {
     use();

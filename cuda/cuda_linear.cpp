@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "core/check.h"
 #include "cuda/cuda_backend.h"
@@ -104,6 +105,7 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     q.act = static_cast<std::int32_t>(e.act);
     q.into = e.into ? 1 : 0;
   }
+  stage(p);
   std::uint32_t shared_bytes = 0;
   if (codec == Codec::f32) {
     plan_f32(group);
@@ -129,6 +131,41 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     gemm(launch_, codec, p, group.blocks, device_->shared_bytes());
   }
   push();
+}
+
+/// Copies the matrices of a group that lie in host memory to the device. The stream is in order:
+/// the copy waits for the kernels that read what was there before, the next kernel for the copy.
+/// Hiding one behind the other would gain little: a matrix takes a hundred times longer over the
+/// bus than out of the device's memory.
+void CudaBackend::stage(LinearParams& p) {
+  constexpr std::size_t kAlign = 256;
+  const auto padded = [](std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; };
+  std::size_t bytes = 0;
+  for (int j = 0; j < p.jobs; ++j)
+    if (const auto found = streamed_.find(p.job[j].w); found != streamed_.end())
+      bytes += padded(found->second);
+  if (bytes == 0) return;
+  flush();
+  auto* to = static_cast<unsigned char*>(grow(staged_, bytes));
+  for (int j = 0; j < p.jobs; ++j) {
+    LinearJobParams& q = p.job[j];
+    const auto found = streamed_.find(q.w);
+    if (found == streamed_.end()) continue;
+    const auto* from = static_cast<const unsigned char*>(q.w);
+    device_->copy_in(to, from, found->second);
+    const auto move = [&](auto*& part) {  // scales and offsets lie in the same block
+      if (part != nullptr)
+        part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(
+            to + (reinterpret_cast<const unsigned char*>(part) - from));
+    };
+    q.w = to;
+    move(q.out_scale);
+    move(q.out_offset);
+    move(q.in_scale);
+    move(q.in_offset);
+    move(q.group_scale);
+    to += padded(found->second);
+  }
 }
 
 void CudaBackend::plan_f32(Group& group) {
