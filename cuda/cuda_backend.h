@@ -66,6 +66,9 @@ class CudaBackend final : public Backend {
   void linear_attention(Tensor y, Tensor q, Tensor k, Tensor v, float scale, Slot state) override;
   void row_matvec(Tensor y, Tensor x, Tensor m) override;
 
+  /// For DeviceSampler: part of the step, like an op.
+  void sample(const SampleParams& p);
+
   const LaunchQueue& queue() const noexcept { return queue_; }
 
  private:

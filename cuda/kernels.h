@@ -152,6 +152,34 @@ struct WkvParams {
 };
 void wkv(Launch& out, const WkvParams& p);
 
+constexpr int kSampleChunk = 256;
+constexpr int kSampleMaxChunks = 1024;  // vocabularies of up to 262144
+constexpr int sample_chunks(int vocab) { return (vocab + kSampleChunk - 1) / kSampleChunk; }
+
+/// A stream's sampler, in device memory: SamplingParams of variant pip, and what it remembers.
+struct SamplerState {
+  double temperature, top_p, presence_penalty, frequency_penalty, penalty_decay;
+  std::uint64_t seed, draws;
+  std::int32_t top_k;
+  std::int32_t seen;  ///< tokens counted
+};
+/// Row i of the logits is sampled and accepted by sampler i. Scratch is per row, `padded` being
+/// whole chunks of the vocabulary.
+struct SampleParams {
+  const float* logits;
+  SamplerState* sampler;
+  std::int32_t* seen_tokens;  ///< [rows][vocab]
+  double* seen_counts;        ///< [rows][vocab]
+  float *x, *e, *weights;     ///< [rows][padded]
+  float* maxima;              ///< [rows][chunks]
+  double* sums;               ///< [rows][chunks]
+  std::int32_t* ids;          ///< [rows][2][padded]
+  std::int32_t* out;          ///< [rows] the token; -1: NaN, infinity, or nothing to choose from
+  std::int64_t ldlogits;
+  std::int32_t rows, vocab;
+};
+void sample(Launch& out, const SampleParams& p);
+
 /// The ops of v1 to v3 and of the variants; which members they use is in cuda_history.cpp.
 enum class HistoryOp : std::uint8_t {
   wkv1,

@@ -137,6 +137,8 @@ WKV_DEV int forget(int v) {
 }
 
 WKV_DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/// Adds to a number in shared memory, whatever the other threads of the block add meanwhile.
+WKV_DEV void add_shared(unsigned long long* to, unsigned long long n) { atomicAdd(to, n); }
 /// Adds one to a counter of the whole device; returns its old value. Earlier writes of this block
 /// (after a barrier) are visible to the block that sees the counter's last value.
 WKV_DEV unsigned take_ticket(unsigned* counter) {

@@ -27,6 +27,7 @@ GENCODE = [
     "arch=compute_80,code=[sm_80,sm_86,sm_89]",
     "arch=compute_90,code=[sm_90,sm_100,sm_120]",
 ]
+FLAGS = {"sample.cu": ["-fmad=false", "--expt-relaxed-constexpr"]}
 ARCHS = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 HEADER = f"# kernel: registers on {' '.join(ARCHS)}; check_registers.py --update writes it\n"
 FUNCTION = re.compile(r"Compiling entry function '(\S+)' for '(sm_\d+)'")
@@ -69,7 +70,7 @@ def parse(text: str) -> Usage:
 def compile_one(nvcc: str, source: Path) -> Usage:
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-fatbin",
+            nvcc, "-std=c++20", "-O3", "-Xptxas", "-v", "-fatbin", *FLAGS.get(source.name, []),
             *(word for code in GENCODE for word in ("-gencode", code)),
             f"-I{ROOT}", f"-I{ROOT / 'cpp/src'}", f"-I{ROOT / 'cpp/include'}",
             str(source), "-o", f"{folder}/kernels.fatbin",

@@ -142,6 +142,7 @@ inline float shuffle_xor(float v, int mask) {
   mine.value[0] = v;
   return shim::exchange(shim::Collective::shuffle, mine)[shim::lane() ^ mask].value[0];
 }
+inline void add_shared(unsigned long long* to, unsigned long long n) { *to += n; }
 inline unsigned take_ticket(unsigned* counter) { return (*counter)++; }
 
 }  // namespace wkv::cuda
