@@ -1,8 +1,8 @@
 # Says whether libwkv and its CUDA plugin belong together: the version, the compiler and a hash of
 # every header that describes what passes between them.
 set(_wkv_boundary
-  cpp/include/wkv/types.h cpp/src/core/buffer.h cpp/src/core/tensor.h cpp/src/core/arena.h
-  cpp/src/ops/backend.h cpp/src/ops/step.h cpp/src/ops/weights.h cuda/plugin.h)
+  cpp/include/wkv/types.h cpp/include/wkv/wkv.hpp cpp/src/core/buffer.h cpp/src/core/tensor.h
+  cpp/src/core/arena.h cpp/src/ops/backend.h cpp/src/ops/step.h cpp/src/ops/weights.h cuda/plugin.h)
 set(_wkv_hashes "")
 foreach(header ${_wkv_boundary})
   file(SHA256 "${PROJECT_SOURCE_DIR}/${header}" _wkv_hash)

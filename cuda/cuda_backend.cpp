@@ -341,4 +341,10 @@ void CudaBackend::wkv7(Tensor y, const Wkv7& in, int heads, Slot state) {
   push();
 }
 
+void CudaBackend::sample(const SampleParams& p) {
+  const std::lock_guard lock(mutex_);
+  cuda::sample(launch_, p);
+  push();
+}
+
 }  // namespace wkv::cuda

@@ -33,6 +33,7 @@ class CudaBackend final : public Backend {
   void write(void* device, const void* host, std::size_t bytes) override;
   void read(void* host, const void* device, std::size_t bytes) override;
   void copy(void* to_device, const void* from_device, std::size_t bytes) override;
+  void stream_matrices(bool on) override { stream_ = on; }
   Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
                std::vector<std::shared_ptr<const void>>& keep) override;
 
@@ -65,6 +66,9 @@ class CudaBackend final : public Backend {
   void linear_attention(Tensor y, Tensor q, Tensor k, Tensor v, float scale, Slot state) override;
   void row_matvec(Tensor y, Tensor x, Tensor m) override;
 
+  /// For DeviceSampler: part of the step, like an op.
+  void sample(const SampleParams& p);
+
   const LaunchQueue& queue() const noexcept { return queue_; }
 
  private:
@@ -93,6 +97,7 @@ class CudaBackend final : public Backend {
     std::int64_t partials = 0;  // floats of workspace
   };
   void linear_group(std::span<const LinearJob* const> jobs, Codec codec);
+  void stage(LinearParams& p);
   void plan_f32(Group& group);
   void plan_skinny(Group& group, Codec codec, std::uint32_t& shared_bytes);
   void plan_gemm(Group& group, Codec codec);
@@ -100,6 +105,8 @@ class CudaBackend final : public Backend {
   bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows);
 
   // cuda_weights.cpp
+  /// Device memory, or pinned host memory if matrices are streamed.
+  Buffer allocate_weight(std::size_t bytes, MatrixUse use);
   void upload(void* to, const void* host, std::size_t bytes);
   /// Rows of `row_bytes` to rows of `pitch` bytes, the rest zeros.
   void upload_rows(void* to, const void* host, std::size_t rows, std::size_t row_bytes,
@@ -128,11 +135,13 @@ class CudaBackend final : public Backend {
   Batch batch_;
   BatchView view_{};
   Buffer batch_host_, batch_device_;
-  Scratch rounded_, workspace_;
+  Scratch rounded_, workspace_, staged_;
   std::vector<Buffer> retired_;
   Buffer tickets_;
   Buffer ring_[2], staging_[2];
   std::unordered_map<const void*, float> x_scale_;  // by matrix data, where it is not 1
+  bool stream_ = false;
+  std::unordered_map<const void*, std::size_t> streamed_;  // bytes, by matrix data
 };
 
 }  // namespace wkv::cuda

@@ -20,10 +20,12 @@ HistoryParams CudaBackend::history_params(Tensor y, Slot slot) const {
 }
 
 void CudaBackend::push_history(HistoryOp op, const HistoryParams& p) {
-  constexpr int kMaxContext = 24 * 1024;  // scores of a row lie in shared memory
+  // Scores of a row lie in shared memory.
+  const int max_context = device_->shared_bytes() / static_cast<int>(sizeof(float));
   WKV_CHECK(
-      p.context <= kMaxContext || (op != HistoryOp::copy_logits && op != HistoryOp::attention),
-      unsupported, "[history] a context of ", p.context, " tokens; CUDA takes up to ", kMaxContext);
+      p.context <= max_context || (op != HistoryOp::copy_logits && op != HistoryOp::attention),
+      unsupported, "[history] a context of ", p.context, " tokens; ", device_->name(),
+      " takes up to ", max_context);
   const std::lock_guard lock(mutex_);
   history(launch_, op, p);
   push();

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <type_traits>
 
 #include "core/check.h"
 #include "cuda/cuda_backend.h"
@@ -10,7 +11,7 @@ namespace wkv::cuda {
 namespace {
 
 constexpr int kRoundTo = 128;                     // columns of rounded activations
-constexpr int kSkinnyShared = 64 * 1024;          // activations of a block: three fit a processor
+constexpr int kSkinnyShared = 73 * 1024;          // of a block: three fit a processor
 constexpr int kLibraryRows = 128;                 // the vendor's kernels need rows to pay off
 constexpr std::size_t kMaxWorkspace = 256 << 20;  // partial sums, bytes
 constexpr int kMaxTickets = 65536;
@@ -104,6 +105,7 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     q.act = static_cast<std::int32_t>(e.act);
     q.into = e.into ? 1 : 0;
   }
+  stage(p);
   std::uint32_t shared_bytes = 0;
   if (codec == Codec::f32) {
     plan_f32(group);
@@ -126,9 +128,44 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     p.workspace = static_cast<float*>(
         grow(workspace_, static_cast<std::size_t>(group.partials) * sizeof(float)));
     p.tickets = static_cast<unsigned*>(tickets_.data());
-    gemm(launch_, codec, p, group.blocks);
+    gemm(launch_, codec, p, group.blocks, device_->shared_bytes());
   }
   push();
+}
+
+/// Copies the matrices of a group that lie in host memory to the device. The stream is in order:
+/// the copy waits for the kernels that read what was there before, the next kernel for the copy.
+/// Hiding one behind the other would gain little: a matrix takes a hundred times longer over the
+/// bus than out of the device's memory.
+void CudaBackend::stage(LinearParams& p) {
+  constexpr std::size_t kAlign = 256;
+  const auto padded = [](std::size_t n) { return (n + kAlign - 1) / kAlign * kAlign; };
+  std::size_t bytes = 0;
+  for (int j = 0; j < p.jobs; ++j)
+    if (const auto found = streamed_.find(p.job[j].w); found != streamed_.end())
+      bytes += padded(found->second);
+  if (bytes == 0) return;
+  flush();
+  auto* to = static_cast<unsigned char*>(grow(staged_, bytes));
+  for (int j = 0; j < p.jobs; ++j) {
+    LinearJobParams& q = p.job[j];
+    const auto found = streamed_.find(q.w);
+    if (found == streamed_.end()) continue;
+    const auto* from = static_cast<const unsigned char*>(q.w);
+    device_->copy_in(to, from, found->second);
+    const auto move = [&](auto*& part) {  // scales and offsets lie in the same block
+      if (part != nullptr)
+        part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(
+            to + (reinterpret_cast<const unsigned char*>(part) - from));
+    };
+    q.w = to;
+    move(q.out_scale);
+    move(q.out_offset);
+    move(q.in_scale);
+    move(q.in_offset);
+    move(q.group_scale);
+    to += padded(found->second);
+  }
 }
 
 void CudaBackend::plan_f32(Group& group) {
@@ -143,7 +180,8 @@ void CudaBackend::plan_skinny(Group& group, Codec codec, std::uint32_t& shared_b
   constexpr int kWarps = 8;     // of a block, which share the inputs
   constexpr int kResident = 2;  // blocks per processor
   const int unit = load_inputs(codec);
-  const int max_units = std::max(1, kSkinnyShared / (4 * p.rows) / unit);
+  const int shared = std::min(kSkinnyShared, device_->shared_bytes());
+  const int max_units = std::max(1, skinny_inputs(p.rows, shared) / unit);
   int total = 0;
   for (int j = 0; j < p.jobs; ++j) {
     LinearJobParams& q = p.job[j];
@@ -189,7 +227,7 @@ void CudaBackend::plan_skinny(Group& group, Codec codec, std::uint32_t& shared_b
 
 void CudaBackend::plan_gemm(Group& group, Codec codec) {
   LinearParams& p = group.params;
-  const GemmShape shape = gemm_shape(codec, p.rows);
+  const GemmShape shape = gemm_shape(codec, p.rows, device_->shared_bytes());
   const int row_tiles = ceil_div(p.rows, shape.row_tile);
   int total = 0;
   for (int j = 0; j < p.jobs; ++j) total += ceil_div(p.job[j].out, shape.out_tile) * row_tiles;

@@ -56,7 +56,7 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
   const std::size_t in_bytes = padded_to(in * sizeof(float), kAlign);
   const std::size_t out_bytes = padded_to(out * sizeof(float), kAlign);
   const std::size_t bytes = code_bytes + (int4 ? out * groups * 2 : 2 * (in_bytes + out_bytes));
-  auto memory = std::make_shared<Buffer>(device_->allocate(bytes));
+  auto memory = std::make_shared<Buffer>(allocate_weight(bytes, MatrixUse::linear));
   auto* to = static_cast<unsigned char*>(memory->data());
 
   const auto* codes = static_cast<const unsigned char*>(q.data);
@@ -102,6 +102,7 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
     m.zero = want == DType::int8 ? q.zero : q.zero - 128.0f;
   }
   device_->synchronize();  // before the host's codes go
+  if (stream_) streamed_[m.data] = bytes;
   keep.push_back(std::move(memory));
   return m;
 }

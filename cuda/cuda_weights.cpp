@@ -27,6 +27,11 @@ unsigned char* CudaBackend::ring_slot(int number) {
   return static_cast<unsigned char*>(ring_[number].data());
 }
 
+Buffer CudaBackend::allocate_weight(std::size_t bytes, MatrixUse use) {
+  return stream_ && use != MatrixUse::lora ? device_->allocate_pinned(bytes)
+                                           : device_->allocate(bytes);
+}
+
 void CudaBackend::upload(void* to, const void* host, std::size_t bytes) {
   const auto* from = static_cast<const unsigned char*>(host);
   auto* target = static_cast<unsigned char*>(to);
@@ -206,7 +211,7 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
 
   const std::lock_guard lock(mutex_);
   flush();
-  auto memory = std::make_shared<Buffer>(device_->allocate(rows * pitch * size));
+  auto memory = std::make_shared<Buffer>(allocate_weight(rows * pitch * size, use));
   if (m.dtype == tensor.dtype)
     upload_rows(memory->data(), tensor.data, rows, cols * size, pitch * size);
   else
@@ -215,6 +220,9 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
   m.bytes = static_cast<std::int64_t>(rows * pitch * size);
   m.layout = pitch == cols ? Layout::row_major : Layout::packed;
   if (use == MatrixUse::ffn_value && m.dtype == DType::f16) x_scale_[m.data] = kSquareScale;
+  // The embedding is read where it lies: a few rows of it.
+  if (stream_ && use != MatrixUse::lora && use != MatrixUse::embedding)
+    streamed_[m.data] = rows * pitch * size;
   keep.push_back(std::move(memory));
   return m;
 }

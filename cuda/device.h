@@ -73,6 +73,8 @@ class Device {
   virtual std::string description() const = 0;  ///< "NVIDIA H200"
   virtual int processors() const noexcept = 0;
   virtual int capability() const noexcept = 0;  ///< 90 for sm_90
+  /// Shared memory that a block may have, static and dynamic together.
+  virtual int shared_bytes() const noexcept = 0;
 
   /// Throws Error(out_of_memory) with figures.
   virtual Buffer allocate(std::size_t bytes) = 0;

@@ -2,6 +2,8 @@
 // (cp.async); fragments are read with 16-byte loads in the same order as in codec.cuh, so weights
 // need no repacking. Products with few tiles are split over the inputs; the last block of a tile
 // adds the parts up in their order.
+#include <type_traits>
+
 #include "cuda/codec.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
@@ -17,15 +19,25 @@ struct Tiling {
   static constexpr int kThreads = kWarpsOut * kWarpsRow * 32;
   static constexpr int kOutTile = kWarpsOut * kOut * 16;
   static constexpr int kRowTile = kWarpsRow * kRow * 8;
-  static constexpr int kBlocksPerProcessor = kThreads == 128 ? 3 : 1;
 };
+// Rings of at most 60 KB, for the 64 KB that sm_75 has, and 96 KB for the large tiles.
 using Small16 = Tiling<4, 1, 1, 2, 4>;  // 64 x 16
 using Small32 = Tiling<4, 1, 1, 4, 4>;  // 64 x 32
-using Small64 = Tiling<4, 1, 1, 8, 4>;  // 64 x 64
-using Large = Tiling<4, 2, 2, 8, 4>;    // 128 x 128
+using Small64 = Tiling<4, 1, 1, 8, 3>;  // 64 x 64
+using Large = Tiling<4, 2, 2, 8, 3>;    // 128 x 128
+using Wide = Tiling<4, 2, 2, 4, 3>;     // 128 x 64: scaled sums take twice the registers
+
+template <class Codec>
+using LargeOf = std::conditional_t<Codec::kGroups, Wide, Large>;
 
 template <class Codec>
 constexpr int kStageInputs = Codec::kSteps == 4 ? 128 : 64;
+
+/// Blocks per processor that the registers must allow.
+template <class Codec, class T>
+constexpr int kBlocks = T::kThreads == 256                  ? 1
+                        : Codec::kQuantised && T::kRow == 8 ? 2
+                                                            : 3;
 
 template <class Codec, class T>
 struct Stage {
@@ -43,7 +55,7 @@ WKV_DEV int swizzle(int row, int chunk, int pitch) {
 }
 
 template <class Codec, class T>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocksPerProcessor)
+__global__ void __launch_bounds__(T::kThreads, (kBlocks<Codec, T>))
     gemm_kernel(const __grid_constant__ LinearParams p) {
   using S = Stage<Codec, T>;
   WKV_SHARED(shared);
@@ -230,45 +242,44 @@ constexpr unsigned kSharedBytes = T::kStages * Stage<Codec, T>::kBytes >
                                       ? T::kStages* Stage<Codec, T>::kBytes
                                       : (T::kOutTile + 4) * T::kRowTile * 4;
 
-template <class Codec, class T>
-void launch(Launch& out, const LinearParams& p, int blocks) {
-  make_launch(out, gemm_kernel<Codec, T>, static_cast<unsigned>(blocks), 1, 1,
-              static_cast<unsigned>(T::kThreads), kSharedBytes<Codec, T>, p);
-}
+constexpr unsigned kStaticBytes = 16;  // `last`
 
-template <class Codec>
-void choose(Launch& out, const LinearParams& p, int blocks) {
-  if (p.rows <= Small16::kRowTile) return launch<Codec, Small16>(out, p, blocks);
-  if (p.rows <= Small32::kRowTile) return launch<Codec, Small32>(out, p, blocks);
-  if (p.rows <= Small64::kRowTile) return launch<Codec, Small64>(out, p, blocks);
-  return launch<Codec, Large>(out, p, blocks);
+/// use(codec, tiling) of the one that fits the rows and the shared memory of a block.
+template <class Codec, class F>
+auto with_tiling(int rows, int shared_bytes, F&& use) {
+  if (rows <= Small16::kRowTile) return use(Codec{}, Small16{});
+  if (rows <= Small32::kRowTile) return use(Codec{}, Small32{});
+  constexpr auto kNeeded = static_cast<int>(kSharedBytes<Codec, LargeOf<Codec>> + kStaticBytes);
+  if (rows <= Small64::kRowTile || shared_bytes < kNeeded) return use(Codec{}, Small64{});
+  return use(Codec{}, LargeOf<Codec>{});
 }
-
-template <class T>
-GemmShape shape(Codec codec) {
-  return {T::kOutTile, T::kRowTile, codec == Codec::u4 ? 128 : 64};
+template <class F>
+auto with_form(Codec codec, int rows, int shared_bytes, F&& use) {
+  switch (codec) {
+    case Codec::bf16:
+      return with_tiling<Bf16Codec>(rows, shared_bytes, use);
+    case Codec::u8:
+      return with_tiling<U8Codec>(rows, shared_bytes, use);
+    case Codec::u4:
+      return with_tiling<U4Codec>(rows, shared_bytes, use);
+    default:
+      return with_tiling<F16Codec>(rows, shared_bytes, use);
+  }
 }
 
 }  // namespace
 
-GemmShape gemm_shape(Codec codec, int rows) {
-  if (rows <= Small16::kRowTile) return shape<Small16>(codec);
-  if (rows <= Small32::kRowTile) return shape<Small32>(codec);
-  if (rows <= Small64::kRowTile) return shape<Small64>(codec);
-  return shape<Large>(codec);
+GemmShape gemm_shape(Codec codec, int rows, int shared_bytes) {
+  return with_form(codec, rows, shared_bytes, []<class C, class T>(C, T) {
+    return GemmShape{T::kOutTile, T::kRowTile, kStageInputs<C>};
+  });
 }
 
-void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks) {
-  switch (codec) {
-    case Codec::bf16:
-      return choose<Bf16Codec>(out, p, blocks);
-    case Codec::u8:
-      return choose<U8Codec>(out, p, blocks);
-    case Codec::u4:
-      return choose<U4Codec>(out, p, blocks);
-    default:
-      return choose<F16Codec>(out, p, blocks);
-  }
+void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks, int shared_bytes) {
+  with_form(codec, p.rows, shared_bytes, [&]<class C, class T>(C, T) {
+    make_launch(out, gemm_kernel<C, T>, static_cast<unsigned>(blocks), 1, 1,
+                static_cast<unsigned>(T::kThreads), kSharedBytes<C, T>, p);
+  });
 }
 
 }  // namespace wkv::cuda

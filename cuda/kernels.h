@@ -152,6 +152,34 @@ struct WkvParams {
 };
 void wkv(Launch& out, const WkvParams& p);
 
+constexpr int kSampleChunk = 256;
+constexpr int kSampleMaxChunks = 1024;  // vocabularies of up to 262144
+constexpr int sample_chunks(int vocab) { return (vocab + kSampleChunk - 1) / kSampleChunk; }
+
+/// A stream's sampler, in device memory: SamplingParams of variant pip, and what it remembers.
+struct SamplerState {
+  double temperature, top_p, presence_penalty, frequency_penalty, penalty_decay;
+  std::uint64_t seed, draws;
+  std::int32_t top_k;
+  std::int32_t seen;  ///< tokens counted
+};
+/// Row i of the logits is sampled and accepted by sampler i. Scratch is per row, `padded` being
+/// whole chunks of the vocabulary.
+struct SampleParams {
+  const float* logits;
+  SamplerState* sampler;
+  std::int32_t* seen_tokens;  ///< [rows][vocab]
+  double* seen_counts;        ///< [rows][vocab]
+  float *x, *e, *weights;     ///< [rows][padded]
+  float* maxima;              ///< [rows][chunks]
+  double* sums;               ///< [rows][chunks]
+  std::int32_t* ids;          ///< [rows][2][padded]
+  std::int32_t* out;          ///< [rows] the token; -1: NaN, infinity, or nothing to choose from
+  std::int64_t ldlogits;
+  std::int32_t rows, vocab;
+};
+void sample(Launch& out, const SampleParams& p);
+
 /// The ops of v1 to v3 and of the variants; which members they use is in cuda_history.cpp.
 enum class HistoryOp : std::uint8_t {
   wkv1,
@@ -234,13 +262,16 @@ constexpr int kSkinnyOutputs = 16;  ///< outputs per tile
 void skinny(Launch& out, Codec codec, const LinearParams& p, int blocks,
             std::uint32_t shared_bytes);
 std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split);
+/// Inputs of a split that fit a block's shared memory.
+int skinny_inputs(int rows, int shared_bytes);
 
 /// More rows: tiles of `out_tile` x `row_tile`, operands through shared memory.
 struct GemmShape {
   int out_tile, row_tile, inputs;  ///< inputs per stage
 };
-GemmShape gemm_shape(Codec codec, int rows);
-void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks);
+/// `shared_bytes` are what a block may have: 64 KB on sm_75, 99 KB on sm_86, sm_89 and sm_120.
+GemmShape gemm_shape(Codec codec, int rows, int shared_bytes);
+void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks, int shared_bytes);
 
 /// fp32 weights: plain fused multiply-adds.
 constexpr int kF32Rows = 8, kF32Outputs = 32;

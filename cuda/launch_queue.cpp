@@ -1,6 +1,7 @@
 #include "cuda/launch_queue.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace wkv::cuda {
 namespace {
@@ -43,8 +44,9 @@ void LaunchQueue::push(const Launch& launch) {
 }
 
 void LaunchQueue::run_all() {
-  pending_.each([&](const LaunchHeader& h, const void* params) { device_.launch(h, params); });
-  pending_.clear();
+  running_.clear();
+  std::swap(pending_, running_);  // a launch that fails leaves nothing behind to run again
+  running_.each([&](const LaunchHeader& h, const void* params) { device_.launch(h, params); });
 }
 
 void LaunchQueue::make_room() {
@@ -73,7 +75,11 @@ void LaunchQueue::flush() {
   Seen& seen = found->second;
   seen.last_use = ++uses_;
   if (!seen.graph && !seen.refused) {
-    seen.graph = device_.capture(pending_);
+    seen.refused = true;
+    running_.clear();
+    std::swap(pending_, running_);  // if it throws, nothing is left to run again
+    seen.graph = device_.capture(running_);
+    std::swap(pending_, running_);
     seen.refused = !seen.graph;
     graphs_ += seen.graph ? 1 : 0;
   }
@@ -85,6 +91,7 @@ void LaunchQueue::flush() {
 
 void LaunchQueue::reset() noexcept {
   pending_.clear();
+  running_.clear();
   seen_.clear();
   graphs_ = 0;
 }

@@ -42,7 +42,7 @@ class LaunchQueue {
 
   Device& device_;
   bool defer_ = false;
-  LaunchList pending_;
+  LaunchList pending_, running_;
   std::unordered_map<std::uint64_t, Seen> seen_;
   std::uint64_t uses_ = 0;
   std::size_t graphs_ = 0;

@@ -18,11 +18,9 @@ WKV_DEV float activate(float x, std::int32_t act) {
     case Act::sigmoid:
       return sigmoid(x);
     case Act::silu:
-      return x * sigmoid(x);
-    case Act::relu_squared: {
-      const float positive = fmaxf(x, 0.0f);
-      return positive * positive;
-    }
+      return x < -100.0f ? -0.0f : x * sigmoid(x);  // infinity times 0 would be NaN
+    case Act::relu_squared:
+      return x <= 0.0f ? 0.0f : x * x;  // NaN stays
     case Act::exp_neg_exp:
       return expf(-expf(x));
     case Act::mish:

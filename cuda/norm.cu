@@ -60,14 +60,15 @@ WKV_DEV void normalise_row(const LayerNormParams& p, float* scratch, Store&& sto
     store(c, fmaf((x[c] - origin - mean) * scale, p.weight[c], p.bias[c]));
 }
 
-__global__ void __launch_bounds__(kThreads) layer_norm_kernel(const LayerNormParams p) {
+// Two blocks per processor: without the bound ptxas aims at three and spills.
+__global__ void __launch_bounds__(kThreads, 2) layer_norm_kernel(const LayerNormParams p) {
   __shared__ float scratch[kWarps];
   wait_for_previous_kernel();
   float* y = p.y + static_cast<std::int64_t>(blockIdx.x) * p.ldy;
   normalise_row(p, scratch, [&](int c, float v) { y[c] = v; });
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     norm_mix_kernel(const __grid_constant__ NormMixParams p) {
   __shared__ float scratch[kWarps];
   wait_for_previous_kernel();

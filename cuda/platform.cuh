@@ -26,9 +26,10 @@ struct alignas(16) Vec16 {
 #if !defined(WKV_SHIM)
 
 /// The bits of a half or bfloat16 nearest to `v`; halves saturate at +-65504 instead of becoming
-/// infinite, so that one outlier does not turn a row of logits into NaN.
+/// infinite, so that one outlier does not turn a row of logits into NaN. NaN stays.
 WKV_DEV std::uint16_t to_f16(float v) {
-  return __half_as_ushort(__float2half_rn(fminf(fmaxf(v, -65504.0f), 65504.0f)));
+  const float bounded = fminf(fmaxf(v, -65504.0f), 65504.0f);
+  return __half_as_ushort(__float2half_rn(v == v ? bounded : v));
 }
 WKV_DEV std::uint16_t to_bf16(float v) { return __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 WKV_DEV float from_f16(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
@@ -129,7 +130,15 @@ WKV_DEV void wait_for_previous_kernel() {
 #endif
 }
 
+/// The same number, of which the compiler knows nothing.
+WKV_DEV int forget(int v) {
+  asm volatile("" : "+r"(v));
+  return v;
+}
+
 WKV_DEV float shuffle_xor(float v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+/// Adds to a number in shared memory, whatever the other threads of the block add meanwhile.
+WKV_DEV void add_shared(unsigned long long* to, unsigned long long n) { atomicAdd(to, n); }
 /// Adds one to a counter of the whole device; returns its old value. Earlier writes of this block
 /// (after a barrier) are visible to the block that sees the counter's last value.
 WKV_DEV unsigned take_ticket(unsigned* counter) {

@@ -210,16 +210,23 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <class Codec>
 void choose(Launch& out, const LinearParams& p, int blocks, std::uint32_t shared_bytes) {
   const auto grid = static_cast<unsigned>(blocks);
+  constexpr int kUnroll = Codec::kGroups ? 2 : 4;  // the scales of more loads would spill
   if (p.rows <= 4)
     make_launch(out, skinny_kernel<Codec, 1, 4>, grid, 1, 1, kThreads, shared_bytes, p);
   else
-    make_launch(out, skinny_kernel<Codec, 2, 4>, grid, 1, 1, kThreads, shared_bytes, p);
+    make_launch(out, skinny_kernel<Codec, 2, kUnroll>, grid, 1, 1, kThreads, shared_bytes, p);
 }
 
 }  // namespace
 
 std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split) {
   return static_cast<std::uint32_t>(2 * rows * row_pitch(inputs_per_split));
+}
+
+int skinny_inputs(int rows, int shared_bytes) {
+  constexpr int kStatic = 9 * 1024;  // sums, input, last
+  constexpr int kPadding = 64;       // of a row: row_pitch()
+  return ((shared_bytes - kStatic) / (2 * rows) - kPadding) / 2;
 }
 
 void skinny(Launch& out, Codec codec, const LinearParams& p, int blocks,

@@ -6,6 +6,7 @@ set(WKV_CUDA_KERNELS
   ${_wkv_cuda}/history.cu
   ${_wkv_cuda}/linear_f32.cu
   ${_wkv_cuda}/norm.cu
+  ${_wkv_cuda}/sample.cu
   ${_wkv_cuda}/skinny.cu
   ${_wkv_cuda}/wkv.cu)
 set(WKV_CUDA_HOST
@@ -14,6 +15,7 @@ set(WKV_CUDA_HOST
   ${_wkv_cuda}/cuda_linear.cpp
   ${_wkv_cuda}/cuda_quantised.cpp
   ${_wkv_cuda}/cuda_weights.cpp
+  ${_wkv_cuda}/device_sampler.cpp
   ${_wkv_cuda}/launch_queue.cpp
   ${_wkv_cuda}/pack.cpp
   "${PROJECT_SOURCE_DIR}/cpp/src/core/buffer.cpp"

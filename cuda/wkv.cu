@@ -63,11 +63,17 @@ struct Layout {
 /// warp fall into different banks.
 WKV_DEV int key_of(int part, int i) { return 32 * (i / 4) + 4 * part + i % 4; }
 
+/// Blocks per processor that the registers must allow: 512 threads of 128 each. Without a bound
+/// ptxas aims at more blocks and spills.
+template <int kKeysPerLane>
+constexpr int kBlocks = 16 / kKeysPerLane;
+
 template <int kVersion, int kKeysPerLane>
-__global__ void __launch_bounds__(kKeysPerLane * 32)
+__global__ void __launch_bounds__(kKeysPerLane * 32, kBlocks<kKeysPerLane>)
     wkv_kernel(const __grid_constant__ WkvParams p) {
   using L = Layout<kVersion, kKeysPerLane>;
   constexpr int kPerLane = L::kKeys / 32;  // elements of a row that a lane of a whole warp handles
+  constexpr bool kAhead = kKeysPerLane < 16;  // operands of the next chunk wait in registers
   WKV_SHARED(shared);
   float* tokens = reinterpret_cast<float*>(shared);
   float* outputs = tokens + 2 * kMaxChunk * L::kToken;
@@ -148,15 +154,12 @@ __global__ void __launch_bounds__(kKeysPerLane * 32)
       }
     }
   };
-  const auto read = [&](const float* from, float(&to)[kKeysPerLane]) {
-#pragma unroll
-    for (int i = 0; i < kKeysPerLane; i += 4) {
-      const float4 q = *reinterpret_cast<const float4*>(from + key_of(part, i));
-      to[i] = q.x;
-      to[i + 1] = q.y;
-      to[i + 2] = q.z;
-      to[i + 3] = q.w;
-    }
+  const auto read = [&](const float* from, int i, float(&to)[4]) {
+    const float4 q = *reinterpret_cast<const float4*>(from + key_of(part, i));
+    to[0] = q.x;
+    to[1] = q.y;
+    to[2] = q.z;
+    to[3] = q.w;
   };
   const auto sum_parts = [](float x) {
     for (int mask = kParts / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
@@ -199,41 +202,47 @@ __global__ void __launch_bounds__(kKeysPerLane * 32)
   prepare(0);
   __syncthreads();
   for (int t0 = 0, buffer = 0; t0 < rows; t0 += chunk, buffer ^= 1) {
-    load(t0 + chunk + warp);
+    if constexpr (kAhead) load(t0 + chunk + warp);
     const int n = rows - t0 < chunk ? rows - t0 : chunk;
     for (int t = 0; t < n; ++t) {
       const float* token = tokens + (buffer * kMaxChunk + t) * L::kToken;
-      float x[kKeysPerLane], decay[kKeysPerLane], key[kKeysPerLane];
       float removed0 = 0.0f, removed1 = 0.0f, y0 = 0.0f, y1 = 0.0f;
       const float v0 = token[L::kV + value], v1 = token[L::kV + value + 1];
       if constexpr (kVersion == 7) {
-        read(token + L::kA, x);
 #pragma unroll
-        for (int i = 0; i < kKeysPerLane; ++i) {
-          removed0 = fmaf(s0[i], x[i], removed0);
-          removed1 = fmaf(s1[i], x[i], removed1);
+        for (int i = 0; i < kKeysPerLane; i += 4) {
+          float a4[4];
+          read(token + L::kA, i, a4);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            removed0 = fmaf(s0[i + j], a4[j], removed0);
+            removed1 = fmaf(s1[i + j], a4[j], removed1);
+          }
         }
         removed0 = sum_parts(removed0);
         removed1 = sum_parts(removed1);
       }
-      read(token + L::kW, decay);
-      read(token + L::kK, key);
-      if constexpr (kVersion == 7) {
-        read(token + L::kB, x);
+      // Four keys at a time: the operands of all would take 64 registers more.
 #pragma unroll
-        for (int i = 0; i < kKeysPerLane; ++i) {
-          s0[i] = fmaf(s0[i], decay[i], fmaf(removed0, x[i], key[i] * v0));
-          s1[i] = fmaf(s1[i], decay[i], fmaf(removed1, x[i], key[i] * v1));
-        }
-      }
-      read(token + L::kR, x);
+      for (int i = 0; i < kKeysPerLane; i += 4) {
+        float r4[4], decay[4], key[4], b4[4];
+        read(token + L::kR, i, r4);
+        read(token + L::kW, i, decay);
+        read(token + L::kK, i, key);
+        if constexpr (kVersion == 7) read(token + L::kB, i, b4);
 #pragma unroll
-      for (int i = 0; i < kKeysPerLane; ++i) {
-        y0 = fmaf(s0[i], x[i], y0);
-        y1 = fmaf(s1[i], x[i], y1);
-        if constexpr (kVersion == 6) {
-          s0[i] = fmaf(s0[i], decay[i], key[i] * v0);
-          s1[i] = fmaf(s1[i], decay[i], key[i] * v1);
+        for (int j = 0; j < 4; ++j) {
+          float &a0 = s0[i + j], &a1 = s1[i + j];
+          if constexpr (kVersion == 7) {
+            a0 = fmaf(a0, decay[j], fmaf(removed0, b4[j], key[j] * v0));
+            a1 = fmaf(a1, decay[j], fmaf(removed1, b4[j], key[j] * v1));
+          }
+          y0 = fmaf(a0, r4[j], y0);
+          y1 = fmaf(a1, r4[j], y1);
+          if constexpr (kVersion == 6) {
+            a0 = fmaf(a0, decay[j], key[j] * v0);
+            a1 = fmaf(a1, decay[j], key[j] * v1);
+          }
         }
       }
       y0 = sum_parts(y0);
@@ -250,16 +259,18 @@ __global__ void __launch_bounds__(kKeysPerLane * 32)
     }
     __syncthreads();
     finish(t0 + warp, buffer);
+    if constexpr (!kAhead) load(t0 + chunk + warp);
     prepare(buffer ^ 1);
     __syncthreads();
   }
 
+  const int n = forget(N);  // or the addresses of all keys wait in registers since they were read
 #pragma unroll
   for (int i = 0; i < kKeysPerLane; ++i) {
     const int key = key_of(part, i);
-    if (key >= N) continue;
-    if (value < N) state[static_cast<std::int64_t>(key) * N + value] = s0[i];
-    if (value + 1 < N) state[static_cast<std::int64_t>(key) * N + value + 1] = s1[i];
+    if (key >= n) continue;
+    if (value < n) state[static_cast<std::int64_t>(key) * n + value] = s0[i];
+    if (value + 1 < n) state[static_cast<std::int64_t>(key) * n + value + 1] = s1[i];
   }
 }
 

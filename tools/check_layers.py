@@ -28,6 +28,7 @@ RULES: dict[str, set[str]] = {
     "cpp/src/runtime/cuda_plugin.cpp": {"core", "cuda", "ops", "runtime", "public"},
     "cpp/src/runtime": {"core", "io", "models", "ops", "runtime", "text", "public"},
     "cpp/src": {"public"},  # c_api.cpp
+    "cuda/sample.cu": {"core", "cuda", "ops", "text", "public"},  # the arithmetic of sampling
     "cuda": {"core", "cuda", "ops", "public"},
     "python/bindings": {"bindings", "public"},
     "bench/kernels": {"core", "cpu", "io", "ops", "public"},  # one kernel at a time

@@ -88,7 +88,11 @@ class Model:
             path: A ``.pth`` or ``.safetensors`` file; the suffix may be left out; or the folder of
                 a Hugging Face repository. It is mapped, and on a CPU weights of the chosen dtype
                 are used in place. Nothing in it is executed.
-            device: ``"auto"`` (the CPU for now), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+            device: ``"auto"`` (the CPU for now), ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or the layers
+                over several, ``"cuda *20 -> cuda:1 int8 *8 -> cpu"``. A stage is ``DEVICE [DTYPE]
+                [*LAYERS] [stream]``. The output layer counts as one; a stage without a number takes
+                what is left; ``stream`` leaves matrices in host memory and copies them to the
+                device at every use.
             dtype: Of the weights: ``"auto"`` keeps the stored types; ``"fp32"``, ``"fp16"``,
                 ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``.
             threads: CPU threads, the caller's included. Default: the physical cores that this
@@ -186,7 +190,7 @@ class Model:
 
     @property
     def device(self) -> str:
-        """Where it runs: ``"cpu"``, ``"cuda:0"``."""
+        """Where it runs: ``"cpu"``, ``"cuda:0"``, ``"cuda:0 *20 -> cpu *5"``."""
         return self._native.device
 
     @property

@@ -1,5 +1,7 @@
 // The GPU's own figures, one kernel at a time, as JSON lines: memory bandwidth, cost of a launch,
-// weight streaming, recurrence, matrix products. Run by tests/gpu/run.
+// weight streaming, recurrence, matrix products. Run by tests/gpu/run. `--small`: the same calls
+// with small sizes, to see that they run; built with the host shim, all but the probes do so
+// anywhere.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -10,6 +12,7 @@
 #include "core/arena.h"
 #include "core/dtype.h"
 #include "cuda/cuda_backend.h"
+#include "gpu/probes.h"
 #include "ops/ops.h"
 
 namespace wkv {
@@ -33,25 +36,48 @@ std::vector<float> values(std::size_t n, unsigned seed) {
 
 class Micro {
  public:
-  Micro()
-      : backend_(cuda::open_device(0)),
+  explicit Micro(bool small)
+      : small_(small),
+        backend_(cuda::open_device(0)),
         arena_([this](std::size_t n) { return filled(n); }, false),
         step_{backend_, arena_, batch_, nullptr} {}
 
   Matrix matrix(int out, int in, DType dtype, std::vector<std::shared_ptr<const void>>& keep) {
     const std::size_t n = static_cast<std::size_t>(out) * static_cast<std::size_t>(in);
-    std::vector<std::uint16_t> half(n);
+    half_.resize(n);
+    const bool bf16 = dtype == DType::bf16;
     std::uint32_t s = 1;
-    for (auto& h : half) {  // magnitudes of about 2^-6, random signs and mantissas
+    for (auto& h : half_) {  // magnitudes of about 2^-6, random signs and mantissas
       s = s * 1664525u + 1013904223u;
-      h = static_cast<std::uint16_t>(dtype == DType::f16 ? 0x2400u | (s >> 16 & 0x83ffu)
-                                                         : 0x3c80u | (s >> 16 & 0x807fu));
+      h = static_cast<std::uint16_t>(bf16 ? 0x3c80u | (s >> 16 & 0x807fu)
+                                          : 0x2400u | (s >> 16 & 0x83ffu));
     }
     HostTensor t;
-    t.data = half.data();
-    t.dtype = dtype;
+    t.data = half_.data();
+    t.dtype = bf16 ? DType::bf16 : DType::f16;
     t.shape = {out, in};
     return backend_.adopt(t, dtype, MatrixUse::linear, "w", keep);
+  }
+
+  /// The same weights in other memory.
+  Matrix twin(const Matrix& w, std::vector<std::shared_ptr<const void>>& keep) {
+    const auto bytes = static_cast<std::size_t>(w.bytes);
+    auto memory = std::make_shared<Buffer>(backend_.allocate(bytes));
+    backend_.copy(memory->data(), w.data, bytes);
+    Matrix other = w;
+    other.data = memory->data();
+    const auto move = [&](const float*& part) {  // scales and offsets lie in the same block
+      if (part != nullptr)
+        part = reinterpret_cast<const float*>(
+            static_cast<const char*>(memory->data()) +
+            (reinterpret_cast<const char*>(part) - static_cast<const char*>(w.data)));
+    };
+    move(other.out_scale);
+    move(other.in_scale);
+    move(other.out_offset);
+    move(other.in_offset);
+    keep.push_back(std::move(memory));
+    return other;
   }
 
   /// Activations must not be zeros: those draw less power and run faster.
@@ -72,6 +98,7 @@ class Micro {
     for (int i = 0; i < sequences; ++i) batch_.sequences.push_back({i * rows, rows, state, 0});
     batch_.tokens.assign(static_cast<std::size_t>(batch_.rows), 0);
     std::vector<double> times;
+    if (small_) runs = 1;
     for (int run = 0; run < runs + 3; ++run) {
       arena_.reset();
       backend_.begin(batch_);
@@ -87,7 +114,9 @@ class Micro {
   }
 
   void bandwidth() {
-    for (const std::size_t mib : {64, 1024, 4096}) {
+    const std::vector<std::size_t> sizes =
+        small_ ? std::vector<std::size_t>{4} : std::vector<std::size_t>{64, 256, 1024, 4096};
+    for (const std::size_t mib : sizes) {
       const std::size_t bytes = mib << 20;
       const Buffer a = backend_.allocate(bytes), b = backend_.allocate(bytes);
       const auto v = values(1 << 20, 3);
@@ -100,8 +129,12 @@ class Micro {
       const double s = seconds_since(start) / n;
       std::printf("{\"table\":\"copy\",\"mib\":%zu,\"gb_s\":%.1f}\n", mib,
                   2.0 * static_cast<double>(bytes) / s * 1e-9);
+#if !defined(WKV_SHIM)
+      std::printf("{\"table\":\"read\",\"mib\":%zu,\"gb_s\":%.1f}\n", mib,
+                  static_cast<double>(bytes) / probes::read(a.data(), bytes) * 1e-9);
+#endif
     }
-    std::vector<float> host(16 << 20);
+    std::vector<float> host(small_ ? 1 << 20 : 16 << 20);
     const Buffer a = backend_.allocate(host.size() * 4);
     for (const bool up : {true, false}) {
       const auto start = Clock::now();
@@ -114,17 +147,21 @@ class Micro {
   }
 
   void launches() {
-    constexpr int kNodes = 1000;
+    const int nodes = small_ ? 10 : 1000;
     for (const int cols : {64, 2048}) {
       const auto chain = [&] {
         Tensor x = step_.tensor(1, cols);
-        for (int i = 0; i < kNodes; ++i) backend_.add(x, x, x);
+        for (int i = 0; i < nodes; ++i) backend_.add(x, x, x);
       };
       const double graph = time(1, 1, nullptr, 10, chain);
       const double eager = time(1, 2, nullptr, 10, chain);
       std::printf("{\"table\":\"launch\",\"cols\":%d,\"graph_us\":%.3f,\"eager_us\":%.3f}\n", cols,
-                  graph / kNodes * 1e6, eager / kNodes * 1e6);
+                  graph / nodes * 1e6, eager / nodes * 1e6);
     }
+#if !defined(WKV_SHIM)
+    std::printf("{\"table\":\"barrier\",\"grid_us\":%.3f,\"cluster_launch_us\":%.3f}\n",
+                probes::grid_barrier() * 1e6, probes::cluster_launch() * 1e6);
+#endif
   }
 
   void skinny() {
@@ -132,40 +169,42 @@ class Micro {
       const char* name;
       int out, in;
     };
-    for (const Shape s : {Shape{"1.5B out", 2048, 2048},
-                          {"1.5B key", 8192, 2048},
-                          {"1.5B value", 2048, 8192},
-                          {"1.5B head", 65536, 2048},
-                          {"7.2B out", 4096, 4096},
-                          {"7.2B key", 16384, 4096},
-                          {"7.2B value", 4096, 16384},
-                          {"1.5B lora up", 2048, 96}}) {
-      // Enough matrices to make the L2 cache useless.
-      const std::size_t bytes =
-          std::size_t{2} * static_cast<std::size_t>(s.out) * static_cast<std::size_t>(s.in);
-      const int n = static_cast<int>(std::clamp<std::size_t>((400u << 20) / bytes, 2, 64));
-      std::vector<std::shared_ptr<const void>> keep;
-      std::vector<Matrix> w;
-      for (int i = 0; i < n; ++i) w.push_back(matrix(s.out, s.in, DType::f16, keep));
-      for (const int rows : {1, 4, 8, 16, 32, 64}) {
-        const int calls = std::max(n, 32);
-        const double t = time(rows, 1, nullptr, 10, [&] {
-          Tensor x = step_.tensor(rows, s.in), y = step_.tensor(rows, s.out);
-          Epilogue e;
-          e.out = y;
-          for (int i = 0; i < calls; ++i) linear(x, w[static_cast<std::size_t>(i % n)], e);
-        });
-        std::printf(
-            "{\"table\":\"skinny\",\"shape\":\"%s\",\"rows\":%d,\"us\":%.2f,\"gb_s\":%.0f}\n",
-            s.name, rows, t / calls * 1e6, static_cast<double>(bytes) * calls / t * 1e-9);
+    const std::vector<Shape> shapes = {
+        {"1.5B out", 2048, 2048},   {"1.5B key", 8192, 2048},      {"1.5B value", 2048, 8192},
+        {"1.5B head", 65536, 2048}, {"1.5B lora down", 96, 2048},  {"1.5B lora up", 2048, 96},
+        {"7.2B out", 4096, 4096},   {"7.2B key", 16384, 4096},     {"7.2B value", 4096, 16384},
+        {"7.2B head", 65536, 4096}, {"7.2B lora down", 128, 4096}, {"7.2B lora up", 4096, 128}};
+    for (const DType dtype : {DType::f16, DType::int8, DType::int4})
+      for (Shape s : small_ ? std::vector<Shape>{{"small", 32, 128}} : shapes) {
+        if (dtype != DType::f16 && std::min(s.out, s.in) < 2048) continue;  // stays fp16
+        std::vector<std::shared_ptr<const void>> keep;
+        std::vector<Matrix> w = {matrix(s.out, s.in, dtype, keep)};
+        const auto bytes = static_cast<std::size_t>(w[0].bytes);
+        // Enough matrices to make the L2 cache useless.
+        const int n = static_cast<int>(std::clamp<std::size_t>((200u << 20) / bytes, 2, 64));
+        while (static_cast<int>(w.size()) < (small_ ? 2 : n)) w.push_back(twin(w[0], keep));
+        for (const int rows : {1, 4, 8, 16, 32, 64}) {
+          const int calls = small_ ? 2 : std::max(n, 32);
+          const double t = time(rows, 1, nullptr, 10, [&] {
+            Tensor x = step_.tensor(rows, s.in), y = step_.tensor(rows, s.out);
+            Epilogue e;
+            e.out = y;
+            for (int i = 0; i < calls; ++i) linear(x, w[static_cast<std::size_t>(i) % w.size()], e);
+          });
+          std::printf(
+              "{\"table\":\"skinny\",\"dtype\":\"%s\",\"shape\":\"%s\",\"rows\":%d,"
+              "\"us\":%.2f,\"gb_s\":%.0f}\n",
+              std::string(dtype_name(dtype)).c_str(), s.name, rows, t / calls * 1e6,
+              static_cast<double>(bytes) * calls / t * 1e-9);
+        }
       }
-    }
   }
 
   void recurrence() {
-    for (const int heads : {32, 64})
+    const int T = small_ ? 3 : 1024;
+    for (const int heads : small_ ? std::vector<int>{1} : std::vector<int>{32, 64})
       for (const int sequences : {1, 8}) {
-        const int C = heads * 64, T = 1024, rows = sequences * T;
+        const int C = heads * 64, rows = sequences * T;
         const Buffer state = backend_.allocate(static_cast<std::size_t>(C) * 64 * 4);
         const std::vector<float> zero(static_cast<std::size_t>(C) * 64);
         backend_.write(state.data(), zero.data(), zero.size() * 4);
@@ -192,27 +231,32 @@ class Micro {
       int out, in;
     };
     for (const DType dtype : {DType::f16, DType::bf16})
-      for (const Shape s : {Shape{2048, 2048}, {8192, 2048}, {2048, 8192}, {16384, 4096}}) {
+      for (const Shape s :
+           small_ ? std::vector<Shape>{{16, 64}}
+                  : std::vector<Shape>{{2048, 2048}, {8192, 2048}, {2048, 8192}, {16384, 4096}}) {
         std::vector<std::shared_ptr<const void>> keep;
         const Matrix w = matrix(s.out, s.in, dtype, keep);
-        for (const int rows : {128, 256, 512, 1024, 4096}) {
-          constexpr int kCalls = 20;
+        for (const int rows :
+             small_ ? std::vector<int>{128} : std::vector<int>{128, 256, 512, 1024, 4096}) {
+          const int calls = small_ ? 1 : 20;
           const double t = time(1, rows, nullptr, 5, [&] {
             Tensor x = step_.tensor(rows, s.in), y = step_.tensor(rows, s.out);
             Epilogue e;
             e.out = y;
-            for (int i = 0; i < kCalls; ++i) linear(x, w, e);
+            for (int i = 0; i < calls; ++i) linear(x, w, e);
           });
           std::printf(
               "{\"table\":\"gemm\",\"dtype\":\"%s\",\"out\":%d,\"in\":%d,\"rows\":%d,\"us\":%.1f,"
               "\"tflop_s\":%.1f}\n",
-              std::string(dtype_name(dtype)).c_str(), s.out, s.in, rows, t / kCalls * 1e6,
-              2.0 * rows * s.out * s.in * kCalls / t * 1e-12);
+              std::string(dtype_name(dtype)).c_str(), s.out, s.in, rows, t / calls * 1e6,
+              2.0 * rows * s.out * s.in * calls / t * 1e-12);
         }
       }
   }
 
  private:
+  bool small_;
+  std::vector<std::uint16_t> half_;
   cuda::CudaBackend backend_;
   Arena arena_;
   Batch batch_;
@@ -225,7 +269,7 @@ class Micro {
 int main(int argc, char** argv) {
   const std::string which = argc > 1 ? argv[1] : "all";
   try {
-    wkv::Micro micro;
+    wkv::Micro micro(argc > 2 && std::string(argv[2]) == "--small");
     const auto on = [&](const char* name) { return which == "all" || which == name; };
     if (on("bandwidth")) micro.bandwidth();
     if (on("launch")) micro.launches();

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import wkv
 
-for spec in ("v7:2x128:500", "v6:2x128:500", "v4:2x128:500"):
+channels = sys.argv[1] if len(sys.argv) > 1 else "128"
+for spec in (f"v7:2x{channels}:500", f"v6:2x{channels}:500", f"v4:2x{channels}:500"):
     for dtype in ("fp16", "fp32"):
         model = wkv.Model.synthetic(spec, dtype=dtype, device="cuda")
         states = [model.new_state() for _ in range(12)]

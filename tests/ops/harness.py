@@ -75,6 +75,11 @@ class Target:
     def __str__(self) -> str:
         return f"{self.device}-{self.isa}" if self.isa else self.device
 
+    @property
+    def on_shim(self) -> bool:
+        """A CUDA device whose kernels run on fibres (tests/shim): a thousand times slower."""
+        return self.device != "cpu" and "shim" in self.open().name
+
     def open(
         self,
         threads: int = 1,
@@ -125,8 +130,12 @@ def rounding(
 ) -> float:
     """What a product with weights that are no codes may err beyond the rounding of fp32, as part of
     the sum of ``|x w|``, for W with a side below 512 (``small``) or without. bf16 errs by 2^-8 of a
-    number, two parts of it by 2^-17.
+    number, two parts of it by 2^-17. CUDA's tensor cores round x to two halves of the weights' type
+    up to 8 rows, to one beyond (docs/gpu.md).
     """
+    if target.device != "cpu":
+        bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
+        return 2.0 ** -(2 * bits if rows <= 8 else bits) if bits else 0.0
     if rows < NARROW_ROWS or target.isa not in AMX:
         return 0.0
     if precision in ("auto", "w8a8"):

@@ -36,7 +36,7 @@ def points() -> F32:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activation(target: Target, name: str) -> None:
-    x = points()
+    x = np.ascontiguousarray(points()[:: 97 if target.on_shim else 1])
     y = apply(target, name, x).astype(np.float64)
     expected: F64 = oracle.activation(name, x.astype(np.float64))
     error = np.abs(y - expected)

@@ -79,7 +79,7 @@ def test_product(target: Target, dtype: str, shape: tuple[int, int]) -> None:
     for padding in (0, 3):
         device = target.open(padding=padding)
         w = weight(device, stored, dtype)
-        for rows in ROWS:
+        for rows in ROWS[padding % 3 :: 4] if target.on_shim else ROWS:
             x = rng.standard_normal((rows, shape[1])).astype(np.float32)
             error = rounding(target, dtype, rows)
             check(product(device, x, w), x, values(stored, dtype), error=error)
@@ -156,6 +156,7 @@ def test_nan_and_infinity_pass(target: Target, dtype: str) -> None:
         y = product(device, np.ones((rows, 50), np.float32), weight(device, bits(w, dtype), dtype))
         # Of two parts, an infinity meets the low part of x, which is 0 or of either sign.
         parts = target.isa in AMX and dtype != "fp32" and rows >= 16
+        parts = parts or (target.device != "cpu" and dtype != "fp32")
         assert (~np.isfinite(y[:, 7]) if parts else np.isposinf(y[:, 7])).all()
         assert np.isnan(y[:, 35]).all()
         assert np.isfinite(np.delete(y, [7, 35], axis=1)).all()
@@ -182,7 +183,8 @@ def test_conversion_at_load(target: Target, have: str, want: str) -> None:
     converted = values(bits(values(stored, have).astype(np.float32), want), want)
     x = rng.standard_normal((3, 70)).astype(np.float32)
     device = target.open(threads=2)
-    check(product(device, x, weight(device, stored, have, want=want)), x, converted)
+    y = product(device, x, weight(device, stored, have, want=want))
+    check(y, x, converted, error=rounding(target, want, len(x)))
 
 
 def act64(name: str, p: F64) -> F64:
@@ -249,7 +251,10 @@ def test_group_equals_its_parts(target: Target, rows: int) -> None:
     group.append((group[0][0], group[1][1]))
     together = device.linears([load_ops().Product(x, w) for x, w in group])
     for (x, w), y in zip(group, together, strict=True):
-        np.testing.assert_array_equal(y, product(device, x, w))
+        if target.device == "cpu":
+            np.testing.assert_array_equal(y, product(device, x, w))
+        else:  # how many blocks share a sum depends on the group
+            assert_close(y, product(device, x, w), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -259,20 +259,25 @@ def test_strategies(golden: Path) -> None:
 
 def test_what_is_placed_otherwise_is_said(golden: Path) -> None:
     path = str(golden / "v4" / "model")
-    for strategy, words in {
-        "cpu fp32 *1 -> cpu bf16": "every layer is fp32",
-        "cpu bf16 *1+": "no layer is streamed",
-        "cpu fp32i4": "i4 and i3 mean nothing",
-    }.items():
-        with pytest.warns(UserWarning, match=words):
-            RWKV(path, strategy)
+    with pytest.warns(UserWarning, match="i4 and i3 mean nothing"):
+        RWKV(path, "cpu fp32i4")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RWKV(path, "cpu fp32 *1 -> cpu fp32")
+        model = RWKV(path, "cpu fp32 *1 -> cpu bf16").model
+        n = model.info.n_layer
+        assert model.device == f"cpu fp32 *1 -> cpu bf16 *{n}"
     for strategy in ("mps fp32", "dml fp16"):
         with pytest.raises(wkv.UnsupportedError, match=strategy[:3]):
             RWKV(path, strategy)
-    assert place("cuda:1 fp16i8 -> cpu fp32", plan("cuda:1 fp16i8 -> cpu fp32", 4)).dtype == "mm8"
+    for strategy, device, dtype in [
+        ("cuda:1 fp16i8", "cuda:1", "mm8"),
+        ("cuda:1 fp16i8 *2 -> cpu fp32", "cuda:1 mm8 *2 -> cpu fp32 *3", "auto"),
+        ("cuda fp16 *1+", "cuda fp16 *1 -> cuda fp16 *4 stream", "auto"),
+        ("cpu bf16 *1+", "cpu", "bf16"),
+    ]:
+        placement = place(strategy, plan(strategy, 4))
+        assert (placement.device, placement.dtype, placement.notes) == (device, dtype, ())
     with pytest.raises(FileNotFoundError):
         RWKV("missing", "cpu fp32")
 

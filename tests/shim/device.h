@@ -29,7 +29,7 @@ unsigned char* dynamic_shared() noexcept;
 
 /// What the lanes of a warp tell each other in one collective; valid until the lane's next but one.
 struct Payload {
-  std::uint32_t word[6];
+  float value[12];
 };
 enum class Collective : std::uint8_t { shuffle, product };
 /// Returns the 32 payloads when every lane has come. Lanes that come for different collectives are
@@ -63,6 +63,11 @@ inline std::uint16_t to_f16(float v) {
   return f32_to_f16(v != v ? v : fminf(fmaxf(v, -65504.0f), 65504.0f));
 }
 inline std::uint16_t to_bf16(float v) { return f32_to_bf16(v); }
+// As the device has them, within an ulp; the host's own are worse.
+inline float expf(float x) { return static_cast<float>(exp(static_cast<double>(x))); }
+inline float tanhf(float x) { return static_cast<float>(tanh(static_cast<double>(x))); }
+inline float log1pf(float x) { return static_cast<float>(log1p(static_cast<double>(x))); }
+
 inline float from_f16(std::uint16_t bits) { return f16_to_f32(bits); }
 inline float from_bf16(std::uint16_t bits) { return bf16_to_f32(bits); }
 
@@ -91,32 +96,35 @@ V load_stream(const void* p) {
   return v;
 }
 
-/// The fragment layout of mma.sync.m16n8k16; sums in double, rounded once.
+/// The fragment layout of mma.sync.m16n8k16; sums in double, rounded once. Word w of a lane (a0 to
+/// a3, b0, b1) is numbers 2w and 2w + 1 of its payload.
 template <class Widen>
-void product(float (&c)[4], const shim::Payload& mine, Widen widen) {
+void product(float (&c)[4], const std::uint32_t (&words)[6], Widen widen) {
+  shim::Payload mine;
+  for (int w = 0; w < 6; ++w) {
+    mine.value[2 * w] = widen(static_cast<std::uint16_t>(words[w]));
+    mine.value[2 * w + 1] = widen(static_cast<std::uint16_t>(words[w] >> 16));
+  }
   const shim::Payload* all = shim::exchange(shim::Collective::product, mine);
   const int g = shim::lane() / 4, t = shim::lane() % 4;
-  const auto half = [&](std::uint32_t word, int k) {
-    return static_cast<double>(widen(static_cast<std::uint16_t>(k % 2 == 0 ? word : word >> 16)));
-  };
   for (int i = 0; i < 4; ++i) {
     const int row = g + i / 2 * 8, col = 2 * t + i % 2;
     double sum = 0.0;
     for (int k = 0; k < 16; ++k) {
-      const std::uint32_t a = all[row % 8 * 4 + k % 8 / 2].word[row / 8 + k / 8 * 2];
-      const std::uint32_t b = all[col * 4 + k % 8 / 2].word[4 + k / 8];
-      sum += half(a, k) * half(b, k);
+      const float a = all[row % 8 * 4 + k % 8 / 2].value[2 * (row / 8 + k / 8 * 2) + k % 2];
+      const float b = all[col * 4 + k % 8 / 2].value[2 * (4 + k / 8) + k % 2];
+      sum += static_cast<double>(a) * static_cast<double>(b);
     }
     c[i] = static_cast<float>(static_cast<double>(c[i]) + sum);
   }
 }
 inline void mma_f16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
-  product(c, {{a0, a1, a2, a3, b0, b1}}, f16_to_f32);
+  product(c, {a0, a1, a2, a3, b0, b1}, f16_to_f32);
 }
 inline void mma_bf16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                      std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
-  product(c, {{a0, a1, a2, a3, b0, b1}}, bf16_to_f32);
+  product(c, {a0, a1, a2, a3, b0, b1}, bf16_to_f32);
 }
 
 inline void copy_async(void* shared, const void* global) { shim::copy_async(shared, global); }
@@ -127,14 +135,14 @@ void copy_async_wait() {
 }
 
 inline void wait_for_previous_kernel() {}
+inline int forget(int v) { return v; }
 
 inline float shuffle_xor(float v, int mask) {
-  shim::Payload mine{};
-  memcpy(&mine.word[0], &v, sizeof v);
-  const shim::Payload* all = shim::exchange(shim::Collective::shuffle, mine);
-  memcpy(&v, &all[shim::lane() ^ mask].word[0], sizeof v);
-  return v;
+  shim::Payload mine;
+  mine.value[0] = v;
+  return shim::exchange(shim::Collective::shuffle, mine)[shim::lane() ^ mask].value[0];
 }
+inline void add_shared(unsigned long long* to, unsigned long long n) { *to += n; }
 inline unsigned take_ticket(unsigned* counter) { return (*counter)++; }
 
 }  // namespace wkv::cuda

@@ -1,8 +1,15 @@
 // cuda/device.h on the host. Memory is filled with NaN and fenced: a kernel that reads what nobody
 // wrote or writes past the end is found. Built as a plugin (WKV_CUDA_PLUGIN=libwkv_cuda_shim.so) it
 // lets every test of device "cuda" run without a GPU.
+//   WKV_SHIM_DEVICES  number of devices; 1
+//   WKV_SHIM_SM       architecture of a device that is opened now; 90
+//   WKV_SHIM_MEMORY   bytes it has; no limit
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
+#include <string>
 
 #include "core/buffer.h"
 #include "core/check.h"
@@ -18,6 +25,25 @@ constexpr std::size_t kFence = 256;
 constexpr unsigned char kFenceByte = 0xa5;
 std::size_t broken_fences = 0;
 
+std::size_t setting(const char* name, std::size_t otherwise) {
+  const char* text = std::getenv(name);
+  return text == nullptr ? otherwise : static_cast<std::size_t>(std::strtoull(text, nullptr, 10));
+}
+
+/// Shared memory that a block may have (CUDA C++ Programming Guide, "Compute Capabilities").
+int shared_of(int capability) {
+  constexpr int kKiB = 1024;
+  return capability < 80    ? 64 * kKiB
+         : capability == 80 ? 163 * kKiB
+         : capability < 90  ? 99 * kKiB
+         : capability < 120 ? 227 * kKiB
+                            : 99 * kKiB;
+}
+
+/// Bytes in use, of the devices of this process.
+constexpr int kMaxDevices = 8;
+std::atomic<std::size_t> used[kMaxDevices];
+
 class HostGraph final : public cuda::Graph {
  public:
   explicit HostGraph(cuda::LaunchList l) : list(std::move(l)) {}
@@ -26,12 +52,27 @@ class HostGraph final : public cuda::Graph {
 
 class HostDevice final : public cuda::Device {
  public:
-  std::string name() const override { return "cuda:0"; }
+  explicit HostDevice(int index) : index_(index) {}
+  std::string name() const override { return "cuda:" + std::to_string(index_); }
   std::string description() const override { return "host shim"; }
   int processors() const noexcept override { return 4; }
-  int capability() const noexcept override { return 90; }
+  int capability() const noexcept override { return capability_; }
+  int shared_bytes() const noexcept override { return shared_of(capability_); }
 
   Buffer allocate(std::size_t bytes) override {
+    const std::size_t all = memory_;
+    std::atomic<std::size_t>& mine = used[index_];
+    WKV_CHECK(bytes <= all && mine <= all - bytes, out_of_memory, "[", name(), "] cannot allocate ",
+              bytes, " bytes: ", all - std::min<std::size_t>(mine, all), " of ", all,
+              " bytes are free");
+    const Buffer buffer = fenced(bytes);
+    mine += bytes;
+    return {std::shared_ptr<void>(buffer.data(), [buffer, &mine, bytes](void*) { mine -= bytes; }),
+            bytes};
+  }
+  Buffer allocate_pinned(std::size_t bytes) override { return fenced(bytes); }
+
+  static Buffer fenced(std::size_t bytes) {
     auto memory = std::make_shared<Buffer>(allocate_host(bytes + 2 * kFence));
     auto* start = static_cast<unsigned char*>(memory->data());
     memset(start, kFenceByte, kFence);
@@ -47,7 +88,6 @@ class HostDevice final : public cuda::Device {
                                   }),
             bytes};
   }
-  Buffer allocate_pinned(std::size_t bytes) override { return allocate(bytes); }
 
   void copy_in(void* to, const void* from, std::size_t n) override { memcpy(to, from, n); }
   void copy_out(void* to, const void* from, std::size_t n) override { memcpy(to, from, n); }
@@ -61,6 +101,9 @@ class HostDevice final : public cuda::Device {
   }
 
   void launch(const cuda::LaunchHeader& h, const void* params) override {
+    constexpr int kStatic = 16;  // the least; skinny's is part of its plan
+    WKV_CHECK(h.shared_bytes == 0 || static_cast<int>(h.shared_bytes) + kStatic <= shared_bytes(),
+              device, "[shim] ", h.shared_bytes, " bytes of shared memory on sm_", capability_);
     static std::mutex mutex;  // one kernel at a time: fibres and shared memory are global
     const std::lock_guard lock(mutex);
     run_kernel(
@@ -74,6 +117,11 @@ class HostDevice final : public cuda::Device {
         [&](const cuda::LaunchHeader& h, const void* params) { launch(h, params); });
   }
   bool multiply(const cuda::LibraryProduct&) override { return false; }
+
+ private:
+  int index_;
+  int capability_ = static_cast<int>(setting("WKV_SHIM_SM", 90));
+  std::size_t memory_ = setting("WKV_SHIM_MEMORY", SIZE_MAX);
 };
 
 }  // namespace
@@ -84,11 +132,16 @@ std::size_t fences_broken() noexcept { return broken_fences; }
 
 namespace wkv::cuda {
 
-int device_count(std::string&) { return 1; }
+int device_count(std::string&) {
+  return static_cast<int>(
+      std::min<std::size_t>(shim::setting("WKV_SHIM_DEVICES", 1), shim::kMaxDevices));
+}
 std::string device_description(int) { return "host shim"; }
 std::unique_ptr<Device> open_device(int index) {
-  WKV_CHECK(index == 0, unsupported, "[cuda] there is no cuda:", index, "; devices: 1");
-  return std::make_unique<shim::HostDevice>();
+  std::string why;
+  const int count = device_count(why);
+  WKV_CHECK(index < count, unsupported, "[cuda] there is no cuda:", index, "; devices: ", count);
+  return std::make_unique<shim::HostDevice>(index);
 }
 
 }  // namespace wkv::cuda

@@ -190,6 +190,41 @@ TEST_CASE("epilogues: bias, activation, gate, add, into") {
   }
 }
 
+TEST_CASE("products fit the shared memory of every architecture") {
+  struct Device {
+    const char* sm;
+    int shared;
+  };
+  for (const Device device :
+       {Device{"75", 64}, {"80", 163}, {"86", 99}, {"90", 227}, {"120", 99}}) {
+    CAPTURE(device.sm);
+    for (int rows = 1; rows <= cuda::kSkinnyRows; ++rows) {
+      constexpr int kStatic = 8304;  // of skinny_kernel, as ptxas says
+      const int inputs = cuda::skinny_inputs(rows, device.shared * 1024) / 128 * 128;
+      CHECK(inputs > 0);
+      CHECK(static_cast<int>(cuda::skinny_shared_bytes(rows, inputs)) + kStatic <=
+            device.shared * 1024);
+    }
+    setenv("WKV_SHIM_SM", device.sm, 1);
+    for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::int4})
+      for (const Shape s : {Shape{8, 5000, 16}, {40, 520, 70}, {70, 300, 130}}) {
+        CAPTURE(dtype_name(dtype));
+        CAPTURE(s.rows);
+        Bench bench;  // the shim refuses a launch that does not fit
+        const auto x = random_values(static_cast<std::size_t>(s.rows * s.in), 1);
+        const auto w = random_values(static_cast<std::size_t>(s.out * s.in), 2);
+        const Matrix m = bench.matrix(w, s.out, s.in, dtype);
+        CHECK(m.dtype == (dtype == DType::bf16 && device.shared == 64 ? DType::f16 : dtype));
+        bench.begin(s.rows);
+        const auto got = bench.get(linear(bench.tensor(x, s.rows, s.in), m));
+        bench.backend().end();
+        const bool plain = dtype == DType::f16 || dtype == DType::bf16;
+        if (plain) CHECK(product_error(got, x, w, s, m.dtype) < tolerance(m.dtype, s.rows));
+      }
+  }
+  unsetenv("WKV_SHIM_SM");
+}
+
 TEST_CASE("a group of products of different sizes and types, from unaligned views") {
   for (const int rows : {1, 3, 11}) {
     CAPTURE(rows);

@@ -87,6 +87,7 @@ struct HostTensor {
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
   std::shared_ptr<const void> owner;
+  bool mapped = false;  ///< pages of a file, which may be dropped and read again
 
   std::int64_t numel() const noexcept {
     std::int64_t n = 1;

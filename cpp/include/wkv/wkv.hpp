@@ -45,7 +45,10 @@ struct HiddenUnits {
 };
 
 struct Options {
-  std::string device = "auto";     ///< "auto" (the CPU for now), "cpu", "cuda", "cuda:1"
+  /// "auto" (the CPU for now), "cpu", "cuda", "cuda:1", or the layers over several:
+  /// "cuda *20 -> cuda:1 int8 *8 -> cpu". A stage is DEVICE [DTYPE] [*LAYERS] [stream]; the output
+  /// layer counts as one; `stream` leaves matrices in host memory and copies them at every use.
+  std::string device = "auto";
   DType dtype = DType::automatic;  ///< weights; automatic keeps the stored types
   int threads = 0;                 ///< CPU, caller included; 0: physical cores this process may use
   int max_rows = 0;                ///< rows per step; 0: the device's choice

@@ -1,5 +1,6 @@
 #include "core/buffer.h"
 
+#include <cstdint>
 #include <cstdlib>
 #include <utility>
 
@@ -7,6 +8,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace wkv {
@@ -29,6 +31,16 @@ Buffer allocate_host(std::size_t bytes) {
   if (alignment == kHugePage) static_cast<void>(madvise(memory, size, MADV_HUGEPAGE));
 #endif
   return {std::shared_ptr<void>(memory, [](void* p) { std::free(p); }), bytes};
+}
+
+void drop_pages([[maybe_unused]] const void* data, [[maybe_unused]] std::size_t bytes) noexcept {
+#if defined(__linux__)
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<std::uintptr_t>(data), last = first + bytes;
+  const std::uintptr_t begin = (first + page - 1) / page * page, end = last / page * page;
+  if (begin < end)
+    static_cast<void>(madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED));
+#endif
 }
 
 }  // namespace wkv

@@ -26,4 +26,8 @@ class Buffer {
 /// undefined (pages are zero until touched). Throws Error(out_of_memory) with the size.
 Buffer allocate_host(std::size_t bytes);
 
+/// Takes the whole pages of a read-only file mapping out of this process's memory; they are read
+/// again if they are touched. For nothing but mappings.
+void drop_pages(const void* data, std::size_t bytes) noexcept;
+
 }  // namespace wkv

@@ -260,6 +260,7 @@ class HfSource final : public TensorSource {
         copy(gather_of(entry), element, from, static_cast<std::byte*>(data->data()));
         tensor.data = data->data();
         tensor.owner = std::move(data);
+        tensor.mapped = false;
         break;
       }
     }

@@ -223,6 +223,7 @@ class LoraSource final : public TensorSource {
     HostTensor result = w;
     result.data = data->data();
     result.owner = std::move(data);
+    result.mapped = false;
     return result;
   }
 

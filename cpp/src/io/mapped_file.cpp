@@ -84,6 +84,7 @@ std::shared_ptr<const MappedFile> MappedFile::open(const std::filesystem::path& 
   Mapping mapping = map_file(path, file->name_);
   file->bytes_ = {static_cast<const std::byte*>(mapping.data), mapping.size};
   file->owner_ = std::move(mapping.owner);
+  file->mapped_ = true;
   return file;
 }
 

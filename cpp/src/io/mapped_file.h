@@ -21,6 +21,8 @@ class MappedFile {
                                                       std::string name);
 
   std::span<const std::byte> bytes() const noexcept { return bytes_; }
+  /// False for from_bytes().
+  bool mapped() const noexcept { return mapped_; }
   /// The path as it was given, for messages.
   const std::string& name() const noexcept { return name_; }
 
@@ -29,6 +31,7 @@ class MappedFile {
 
   std::string name_;
   std::span<const std::byte> bytes_;
+  bool mapped_ = false;
   std::shared_ptr<const void> owner_;
 };
 

@@ -95,13 +95,14 @@ std::vector<std::int64_t> TensorFile::shape(std::string_view name) const {
 
 HostTensor TensorFile::get(std::string_view name) const {
   const TensorEntry& entry = find(name);
-  HostTensor tensor{entry.data, dtype(name), entry.shape, file_};
+  HostTensor tensor{entry.data, dtype(name), entry.shape, file_, file_->mapped()};
   if (!entry.strides.empty()) {
     const auto bytes = static_cast<std::size_t>(tensor.numel()) * dtype_size(tensor.dtype);
     auto copy = std::make_shared<const Buffer>(allocate_host(bytes));
     gather(static_cast<std::byte*>(copy->data()), entry);
     tensor.data = copy->data();
     tensor.owner = std::move(copy);
+    tensor.mapped = false;
   }
   return tensor;
 }

@@ -92,7 +92,11 @@ Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, Matr
     m.bytes = std::int64_t{m.out} * m.in * static_cast<std::int64_t>(dtype_size(m.dtype));
   if (use != MatrixUse::embedding) matrix_bytes_ += m.bytes;
   if (use == MatrixUse::linear) block_dtype_ = m.dtype;
-  poll(tensor.numel() * static_cast<std::int64_t>(dtype_size(tensor.dtype)));
+  const std::int64_t bytes = tensor.numel() * static_cast<std::int64_t>(dtype_size(tensor.dtype));
+  // A device has its own copy now; without this a model's whole file would stay in memory.
+  if (tensor.mapped && !backend_.at(m.place).host_memory())
+    drop_pages(tensor.data, static_cast<std::size_t>(bytes));
+  poll(bytes);
   return m;
 }
 
@@ -135,6 +139,7 @@ Matrix Checkpoint::transposed(const std::string& name, int in, int out, int inde
 
 std::vector<float> Checkpoint::values(const std::string& name, std::int64_t n) {
   seen_.insert(name);
+  place_ = backend_.place(name);
   if (!source_->contains(name)) {
     problems_.push_back(str("missing: ", name, " [", n, ']'));
     return {};
@@ -163,10 +168,11 @@ Vector Checkpoint::vector(const std::string& name, int n, float (*map)(float)) {
 }
 
 Vector Checkpoint::upload(const std::vector<float>& host) {
-  auto buffer = std::make_shared<Buffer>(backend_.allocate(host.size() * sizeof(float)));
-  backend_.write(buffer->data(), host.data(), host.size() * sizeof(float));
+  Backend& device = backend_.at(place_);
+  auto buffer = std::make_shared<Buffer>(device.allocate(host.size() * sizeof(float)));
+  device.write(buffer->data(), host.data(), host.size() * sizeof(float));
   keep_.push_back(buffer);
-  return {static_cast<const float*>(buffer->data()), static_cast<int>(host.size())};
+  return {static_cast<const float*>(buffer->data()), static_cast<int>(host.size()), place_};
 }
 
 Norm Checkpoint::norm(const std::string& prefix, int n, float eps) {

@@ -37,7 +37,7 @@ class Checkpoint {
   Vector vector(const std::string& name, int n, float (*map)(float) = nullptr);
   /// The same on the host, unmapped; empty if missing.
   std::vector<float> values(const std::string& name, std::int64_t n);
-  /// Puts fp32 values on the device.
+  /// Puts fp32 values on the device, beside the tensor read last.
   Vector upload(const std::vector<float>& values);
   Norm norm(const std::string& prefix, int n, float eps = 1e-5f);
 
@@ -68,6 +68,7 @@ class Checkpoint {
   std::int64_t total_bytes_ = 0;
   std::int64_t matrix_bytes_ = 0;
   DType block_dtype_ = DType::f32;
+  int place_ = 0;  // of the tensor read last
 };
 
 }  // namespace wkv

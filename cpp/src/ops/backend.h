@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/buffer.h"
@@ -92,6 +93,12 @@ class Backend {
   virtual void write(void* device, const void* host, std::size_t bytes) = 0;
   virtual void read(void* host, const void* device, std::size_t bytes) = 0;
   virtual void copy(void* to_device, const void* from_device, std::size_t bytes) = 0;
+
+  // A backend made of several says where a tensor of the checkpoint goes, and what lies there.
+  virtual int place(std::string_view /*tensor*/) const { return 0; }
+  virtual Backend& at(int /*place*/) { return *this; }
+  /// Matrices adopted from here on stay in host memory and are copied to the device at every use.
+  virtual void stream_matrices(bool /*on*/) {}
 
   /// Makes a host matrix [out, in] usable in linear() (or embed()), as `want` (`automatic`: as
   /// stored). Uses the memory in place if it can, else converts, packs or quantises into new

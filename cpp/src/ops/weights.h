@@ -12,6 +12,7 @@ namespace wkv {
 struct Vector {
   const float* data = nullptr;
   int n = 0;
+  int place = 0;  ///< Backend::place() of the tensor
   explicit operator bool() const noexcept { return data != nullptr; }
 };
 
@@ -56,6 +57,7 @@ struct Matrix {
   const float* in_offset = nullptr;   ///< [in]
   const void* group_scale = nullptr;  ///< int4: fp16 [out][groups]
   std::int64_t bytes = 0;             ///< what a dense product reads; set by adopt()
+  int place = 0;                      ///< Backend::place() of the tensor
   const char* name = "";              ///< the checkpoint's tensor name; lives as long as the Model
 
   explicit operator bool() const noexcept { return data != nullptr; }

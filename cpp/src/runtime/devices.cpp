@@ -8,6 +8,8 @@
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
 #include "runtime/cuda_plugin.h"
+#include "runtime/placement.h"
+#include "runtime/split_backend.h"
 #include "wkv/wkv.hpp"
 
 namespace wkv {
@@ -21,9 +23,10 @@ std::vector<DeviceInfo> devices() {
 
 std::vector<IsaInfo> isas() { return cpu::list_isas(); }
 
-std::shared_ptr<Backend> make_backend(const Options& options) {
+namespace {
+
+std::shared_ptr<Backend> make_one(const Options& options, const std::string& device) {
   constexpr int kMaxThreads = 1024;
-  const std::string& device = options.device;
   const int threads = options.threads;
   WKV_CHECK(threads >= 0 && threads <= kMaxThreads, invalid_argument, "threads is ", threads,
             ", expected 0 (automatic) to ", kMaxThreads);
@@ -41,6 +44,24 @@ std::shared_ptr<Backend> make_backend(const Options& options) {
     if (error == std::errc() && rest == end && index >= 0) return make_cuda_backend(index);
   }
   fail(ErrorCode::invalid_argument, "unknown device '", device, "'; use auto, cpu, cuda or cuda:N");
+}
+
+}  // namespace
+
+std::shared_ptr<Backend> make_backend(const Options& options, int n_layer) {
+  std::vector<Stage> stages = parse_placement(options.device);
+  if (stages.size() == 1 && stages[0].layers < 0 && !stages[0].stream &&
+      stages[0].dtype == DType::automatic)
+    return make_one(options, stages[0].device);
+  stages = resolve(std::move(stages), n_layer);
+  std::vector<std::shared_ptr<Backend>> devices;
+  for (const Stage& stage : stages) {
+    const auto index = devices.size();
+    for (std::size_t i = 0; i < index && devices.size() == index; ++i)
+      if (stages[i].device == stage.device) devices.push_back(devices[i]);
+    if (devices.size() == index) devices.push_back(make_one(options, stage.device));
+  }
+  return std::make_shared<SplitBackend>(std::move(stages), std::move(devices));
 }
 
 }  // namespace wkv

@@ -83,7 +83,7 @@ Model Model::load(std::shared_ptr<const TensorSource> source, const Options& opt
   impl->info = detail::to_info(sizes);
   Options place = options;
   if (sizes.looks_back && options.device == "auto") place.device = "cpu";
-  impl->backend = make_backend(place);
+  impl->backend = make_backend(place, sizes.n_layer);
   WKV_CHECK(!sizes.looks_back || impl->backend->looks_back(), unsupported, "[load] RWKV-",
             sizes.version, sizes.head_qk > 0 ? " with a copy head" : "", " does not run on ",
             impl->backend->device(), "; use device=\"cpu\"");

@@ -1,5 +1,6 @@
 // Philox4x32-10 (Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", 2011):
 // a bijection of a 128-bit counter under a 64-bit key, so that the n-th number needs no others.
+// constexpr, for cuda/sample.cu compiles it for a GPU.
 #pragma once
 
 #include <array>
@@ -7,8 +8,8 @@
 
 namespace wkv::detail {
 
-inline std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
-                                           std::array<std::uint32_t, 2> key) noexcept {
+constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
+                                              std::array<std::uint32_t, 2> key) noexcept {
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t a = std::uint64_t{0xD2511F53} * counter[0];
     const std::uint64_t b = std::uint64_t{0xCD9E8D57} * counter[2];
@@ -21,7 +22,7 @@ inline std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> counter,
 }
 
 /// The `index`-th number of a seed, uniform in [0, 1) on a grid of 2^-53.
-inline double uniform(std::uint64_t seed, std::uint64_t index) noexcept {
+constexpr double uniform(std::uint64_t seed, std::uint64_t index) noexcept {
   const auto low = [](std::uint64_t x) { return static_cast<std::uint32_t>(x); };
   const auto high = [](std::uint64_t x) { return static_cast<std::uint32_t>(x >> 32); };
   const auto r = philox({low(index), high(index), 0, 0}, {low(seed), high(seed)});

@@ -1,5 +1,6 @@
 // exp and log in double from basic operations, within 4 ulp: libm's differ from one machine to the
-// next in the last bit, and a token can hang on it. Compile with -ffp-contract=off.
+// next in the last bit, and a token can hang on it. Compile with -ffp-contract=off. constexpr, for
+// cuda/sample.cu compiles it for a GPU.
 #pragma once
 
 #include <bit>
@@ -8,7 +9,7 @@
 namespace wkv::detail {
 
 /// Natural logarithm of a positive normal number.
-inline double log_double(double x) noexcept {
+constexpr double log_double(double x) noexcept {
   auto bits = std::bit_cast<std::uint64_t>(x);
   // x = m 2^e with m in [sqrt(1/2), sqrt(2)).
   constexpr std::uint64_t kSqrtHalf = 0x3fe6a09e667f3bcd;
@@ -24,7 +25,7 @@ inline double log_double(double x) noexcept {
 }
 
 /// e^x for x <= 0; 0 below -700.
-inline double exp_double(double x) noexcept {
+constexpr double exp_double(double x) noexcept {
   if (!(x > -700)) return 0;
   const double n = static_cast<double>(static_cast<std::int64_t>(x * 1.4426950408889634 - 0.5));
   // ln 2 in two parts; n times the first is exact.
@@ -32,6 +33,23 @@ inline double exp_double(double x) noexcept {
   double sum = 1;  // Taylor: |r| <= 0.35, r^15/15! is 1e-19
   for (int k = 14; k >= 1; --k) sum = 1 + sum * r / k;
   return sum * std::bit_cast<double>(static_cast<std::uint64_t>(1023 + static_cast<int>(n)) << 52);
+}
+
+/// e^a for a <= 0 in float; 0 below -87. One number of VectorPasses::exp, where the formula is
+/// explained, to the last bit.
+constexpr float exp_nonpositive(float a) noexcept {
+  if (!(a > -87.0f)) return 0.0f;
+  constexpr float kRound = 12582912.0f;
+  const float t = a * 1.44269504f + kRound;
+  const float n = t - kRound;
+  const float r = (a - n * 0.693359375f) + n * 2.12194440e-4f;
+  float q = r * 0x1.6a23dcp-10f + 0x1.123a24p-7f;
+  q = q * r + 0x1.5558f2p-5f;
+  q = q * r + 0x1.55549p-3f;
+  q = q * r + 0x1.fffffcp-2f;
+  const float y = (r * r) * q + r + 1.0f;
+  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(y) +
+                              (std::bit_cast<std::uint32_t>(t) << 23));
 }
 
 }  // namespace wkv::detail

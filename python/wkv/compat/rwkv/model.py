@@ -49,8 +49,8 @@ class RWKV:
 
         Args:
             model: The path, with or without ``.pth``.
-            strategy: See :mod:`wkv.compat.rwkv.strategy`. The whole model goes where the first
-                layer goes; a warning says what else was asked for.
+            strategy: See :mod:`wkv.compat.rwkv.strategy`. A warning says what is placed
+                otherwise than asked.
             verbose: Accepted; nothing is printed.
             convert_and_save_and_exit: Write the model to this file too, in the type of the
                 strategy's first layer. Such a file is a safetensors checkpoint for wkv, whatever

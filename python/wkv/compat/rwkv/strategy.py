@@ -51,11 +51,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where wkv puts the whole model.
+    """Where wkv puts the model.
 
     Attributes:
-        device: For ``Model.load``.
-        dtype: Likewise.
+        device: For ``Model.load``: one device, or stages with a dtype and a number of layers each.
+        dtype: Likewise; ``"auto"`` if the stages say it.
         notes: What the string asked for and does not get.
     """
 
@@ -150,30 +150,37 @@ def plan(strategy: str, n_layer: int) -> list[Layer]:
 
 
 def place(strategy: str, layers: list[Layer]) -> Placement:
-    """The nearest thing that wkv does: one device and one dtype for the whole model.
-
-    The first layer decides.
+    """The same for ``Model.load``.
 
     Raises:
-        UnsupportedError: The first layer's device is ``mps`` or ``dml``.
+        UnsupportedError: A layer's device is ``mps`` or ``dml``.
     """
-    first = layers[0]
-    if first.device in ("mps", "dml"):
-        raise UnsupportedError(
-            f"[strategy] '{strategy}' asks for the device '{first.device}'; "
-            "wkv runs on 'cpu' and 'cuda'"
-        )
-    dtype: DTypeName = "mm8" if first.wtype == "uint8" else _NAMES[first.atype]
+    stages: list[tuple[str, DTypeName, bool]] = []
+    counts: list[int] = []
+    for layer in layers:
+        if layer.device in ("mps", "dml"):
+            raise UnsupportedError(
+                f"[strategy] '{strategy}' asks for the device '{layer.device}'; "
+                "wkv runs on 'cpu' and 'cuda'"
+            )
+        dtype: DTypeName = "mm8" if layer.wtype == "uint8" else _NAMES[layer.atype]
+        # On a CPU every matrix is in host memory.
+        stage = (layer.device, dtype, layer.stream and layer.device != "cpu")
+        if stages and stages[-1] == stage:
+            counts[-1] += 1
+        else:
+            stages.append(stage)
+            counts.append(1)
     notes = []
-    if any(layer.device != first.device for layer in layers):
-        notes.append(f"every layer is on {first.device}")
-    if any((layer.atype, layer.wtype) != (first.atype, first.wtype) for layer in layers):
-        notes.append(f"every layer is {dtype}")
-    if any(layer.stream for layer in layers):
-        notes.append("no layer is streamed")
     if re.search(r"i[43]\b", strategy):
         notes.append("i4 and i3 mean nothing, as in the rwkv package")
-    return Placement(first.device, dtype, tuple(notes))
+    if len(stages) == 1 and not stages[0][2]:
+        return Placement(stages[0][0], stages[0][1], tuple(notes))
+    text = " -> ".join(
+        f"{device} {dtype} *{n}{' stream' if stream else ''}"
+        for (device, dtype, stream), n in zip(stages, counts, strict=True)
+    )
+    return Placement(text, "auto", tuple(notes))
 
 
 def warn(strategy: str, placement: Placement) -> None:
