@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from . import _core
+from .dtypes import DTypeName, DTypePlan, plan_text
 from .info import ModelInfo
 from .progress import Progress, reporter
 from .state import State, split_tokens
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DTypeName", "Model", "TokenIds"]
 
-DTypeName: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "mm8"]
 #: A list or tuple of ints, an integer array of one dimension (numpy, torch), or an iterable.
 TokenIds: TypeAlias = "Iterable[int] | ArrayLike"
 
@@ -70,7 +70,7 @@ class Model:
         cls,
         path: str | os.PathLike[str],
         device: str = "auto",
-        dtype: DTypeName = "auto",
+        dtype: DTypePlan = "auto",
         threads: int | None = None,
         progress: Progress = None,
         *,
@@ -87,7 +87,8 @@ class Model:
                 are used in place. Nothing in it is executed.
             device: ``"auto"`` (the CPU for now), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
             dtype: Of the weights: ``"auto"`` keeps the stored types; ``"fp32"``, ``"fp16"``,
-                ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``.
+                ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``. Or a plan by the names of tensors:
+                ``{"default": "int4", "blocks.0.*": "int8"}``, see :data:`wkv.dtypes.DTypePlan`.
             threads: CPU threads, the caller's included. Default: the physical cores that this
                 process may use.
             progress: ``True`` for a bar, or a callable that gets ``(done, total)`` bytes.
@@ -105,7 +106,8 @@ class Model:
             ModelFormatError: No RWKV checkpoint, or an adapter of another model; the message lists
                 every wrong tensor.
             UnsupportedError: The device or the dtype is not available here; the message says why.
-            ValueError: A LoRA without its alpha, or a version that the tensors are not of.
+            ValueError: A type that does not exist, a pattern that matches no matrix, a LoRA without
+                its alpha, or a version that the tensors are not of.
             MemoryError: It does not fit.
         """
         file = _core.Checkpoint.open(path)
@@ -117,7 +119,7 @@ class Model:
             file = file.with_lora(_core.Checkpoint.open(lora), lora_alpha)
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load(
-                file, device, dtype, _check_threads(threads), skip_zeros, callback
+                file, device, plan_text(dtype), _check_threads(threads), skip_zeros, callback
             )
         return cls._wrap(native)
 
@@ -126,7 +128,7 @@ class Model:
         cls,
         spec: str,
         device: str = "auto",
-        dtype: DTypeName = "auto",
+        dtype: DTypePlan = "auto",
         threads: int | None = None,
         progress: Progress = None,
         *,
@@ -149,7 +151,14 @@ class Model:
         """
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load_synthetic(
-                spec, stored, seed, device, dtype, _check_threads(threads), skip_zeros, callback
+                spec,
+                stored,
+                seed,
+                device,
+                plan_text(dtype),
+                _check_threads(threads),
+                skip_zeros,
+                callback,
             )
         return cls._wrap(native)
 
@@ -172,6 +181,11 @@ class Model:
     def dtype(self) -> str:
         """Type of the weights of the block matrices."""
         return self._native.dtype
+
+    @property
+    def weight_types(self) -> dict[str, str]:
+        """The type of every matrix that is multiplied, by the name of its tensor."""
+        return self._native.weight_types
 
     @property
     def weight_bytes_per_token(self) -> int:
