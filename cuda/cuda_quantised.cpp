@@ -35,13 +35,10 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
   if (!workers_) workers_ = std::make_unique<ThreadPool>(usable_cores());
   Matrix q;
   try {
-    q = quantize::quantize(tensor, want, host, [this](int n, const auto& work) {
-      auto part = [&](int index, int threads) noexcept {
-        const auto bound = [&](int i) { return static_cast<int>(std::int64_t{n} * i / threads); };
-        work(bound(index), bound(index + 1));
-      };
-      workers_->run(part);
-    });
+    q = tensor.dtype == want
+            ? quantize::view(tensor, host)
+            : quantize::quantize(tensor, want, host,
+                                 [this](int n, const auto& work) { workers_->run_parts(n, work); });
   } catch (const Error& e) {
     fail(e.code(), "'", name, "': ", e.what());
   }

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "cuda/cuda_backend.h"
+#include "ops/quantize.h"
 
 namespace wkv::cuda {
 namespace {
@@ -179,13 +180,19 @@ void CudaBackend::read(void* host, const void* device, std::size_t bytes) {
 
 Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
                           std::vector<std::shared_ptr<const void>>& keep) {
-  WKV_CHECK(tensor.shape.size() == 2 && is_float(tensor.dtype), internal, "[adopt] '", name,
-            "' is no floating-point matrix");
+  WKV_CHECK(tensor.shape.size() == 2 && (is_float(tensor.dtype) || is_quantized(tensor.dtype)),
+            internal, "[adopt] '", name, "' is no floating-point matrix");
+  const bool small = use == MatrixUse::embedding || use == MatrixUse::lora;
+  if (is_quantized(tensor.dtype)) {
+    if (want == DType::automatic && !small) want = tensor.dtype;
+    if (small || want != tensor.dtype)
+      return adopt(quantize::dequantize(tensor), want, use, name, keep);
+  }
   const auto rows = static_cast<std::size_t>(tensor.shape[0]);
   const auto cols = static_cast<std::size_t>(tensor.shape[1]);
   // Small factors and the embedding are never quantised; the head keeps eight bits.
   const bool quantised = want == DType::int8 || want == DType::mm8 || want == DType::int4;
-  if (quantised && use != MatrixUse::embedding && use != MatrixUse::lora) {
+  if (quantised && !small) {
     if (use == MatrixUse::head && want == DType::int4) want = DType::int8;
     const std::lock_guard lock(mutex_);
     flush();

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 16  # v7 divides by decays accumulated over a chunk: 0.545^-16 = 1.6e4 is harmless in fp32
+CHUNK = 16  # v5 to v7 divide by decays accumulated over a chunk; v7: 0.545^-16 = 1.6e4
+FASTEST = -4.0  # log of the fastest decay of v5 and v6 here: exp(4 * 16) = 6e27 is fp32
+CHUNK_4 = 64
 HEAD_SIZE = 64
 GROUP_NORM_EPS = 64e-5
 
@@ -28,6 +30,12 @@ def ramp(n: int, low: float, high: float, power: float = 1.0) -> Tensor:
     return low + (high - low) * torch.linspace(0, 1, n) ** power
 
 
+def shares(n: int, depth: float, *, past: bool) -> nn.Parameter:
+    """Token shift at the start: from all past to all present, the deeper the more present."""
+    present = ramp(n, 0.0, 1.0, 1.0 - 0.9 * depth)
+    return nn.Parameter((1 - present if past else present).view(1, 1, n))
+
+
 class Linear(nn.Linear):
     """A projection without bias; `gain` scales its random start, 0 starts it silent."""
 
@@ -39,11 +47,11 @@ class Linear(nn.Linear):
 class GatedChannelMix(nn.Module):
     """Channel mix of v4 to v6: sigmoid(W_r x) * W_v relu(W_k x)^2."""
 
-    def __init__(self, n_embd: int, dim_ffn: int, *, past: bool) -> None:
+    def __init__(self, n_embd: int, dim_ffn: int, layer: float, *, past: bool) -> None:
         super().__init__()
         self.past = past
         for name in "kr":
-            setattr(self, self.mix_name(name), nn.Parameter(torch.full((1, 1, n_embd), 0.5)))
+            setattr(self, self.mix_name(name), shares(n_embd, layer, past=past))
         self.key = Linear(n_embd, dim_ffn)
         self.receptance = Linear(n_embd, n_embd, gain=0.0)
         self.value = Linear(dim_ffn, n_embd, gain=0.0)
@@ -66,7 +74,7 @@ class TimeMix4(nn.Module):
     def __init__(self, n_embd: int, layer: float) -> None:
         super().__init__()
         for name in "kvr":
-            setattr(self, f"time_mix_{name}", nn.Parameter(torch.full((1, 1, n_embd), 0.5)))
+            setattr(self, f"time_mix_{name}", shares(n_embd, layer, past=False))
         self.time_decay = nn.Parameter(ramp(n_embd, -5.0, 3.0, 0.7 + 1.3 * layer))
         self.time_first = nn.Parameter(torch.full((n_embd,), math.log(0.3)))
         self.key = Linear(n_embd, n_embd, gain=0.5)
@@ -81,33 +89,29 @@ class TimeMix4(nn.Module):
 
 
 def wkv4(k: Tensor, v: Tensor, w: Tensor, u: Tensor) -> Tensor:
-    """k, v [B, T, C], w = -exp(time_decay) and u [C] -> [B, T, C]."""
-    aa = torch.zeros_like(k[:, 0])
-    bb = torch.zeros_like(aa)
-    pp = torch.full_like(aa, -1e30)
-    t = torch.arange(CHUNK, device=k.device)
-    lag = (t[:, None] - 1 - t[None, :]).clamp(min=0)[..., None]  # [t, s, 1]
-    past = (t[:, None] > t[None, :])[..., None]
-    now = (t[:, None] == t[None, :])[..., None]
+    """k, v [B, T, C], w = -exp(time_decay) and u [C] -> [B, T, C].
+
+    The decay of a channel is constant, so a chunk is a product with its [t, s] matrix of powers.
+    Keys are taken relative to the channel's largest: what underflows (87 below it) has no weight.
+    """
+    batch, _, channels = k.shape
+    top = k.amax(1, keepdim=True).detach()
+    weight = torch.exp(k - top)
+    now = torch.exp(u) * weight
+    pairs = torch.stack([weight * v, weight]).permute(3, 2, 0, 1)  # [C, T, 2, B]
+    t = torch.arange(CHUNK_4, device=k.device)
+    lag = t[:, None] - 1 - t[None, :]
+    powers = torch.exp(lag.clamp(min=0) * w[:, None, None]) * (lag >= 0)  # [C, t, s]
+    carry = torch.exp(t * w[:, None])[..., None]  # [C, t, 1]
+    left = torch.exp((CHUNK_4 - 1 - t) * w[:, None])[:, None]  # [C, 1, s]
+    faded = torch.exp(CHUNK_4 * w)[:, None, None]
+    state = k.new_zeros(channels, 1, 2 * batch)
     out = []
-    for kc, vc in zip(k.split(CHUNK, 1), v.split(CHUNK, 1), strict=True):
-        # exponents of token s as token t sees it: [B, t, s, C]; the state is one more "token"
-        seen = torch.where(
-            past, lag * w + kc[:, None], torch.where(now, u + kc[:, None], -torch.inf)
-        )
-        old = (t[:, None] * w)[None] + pp[:, None]  # [B, t, C]
-        top = torch.maximum(seen.amax(2), old)
-        weights, carry = torch.exp(seen - top[:, :, None]), torch.exp(old - top)
-        numerator = torch.einsum("btsc,bsc->btc", weights, vc) + carry * aa[:, None]
-        out.append(numerator / (weights.sum(2) + carry * bb[:, None]))
-        end = (CHUNK - 1 - t)[:, None] * w + kc  # [B, s, C]
-        old_end = CHUNK * w + pp
-        top_end = torch.maximum(end.amax(1), old_end).detach()
-        decayed = torch.exp(end - top_end[:, None])
-        aa = torch.exp(old_end - top_end) * aa + (decayed * vc).sum(1)
-        bb = torch.exp(old_end - top_end) * bb + decayed.sum(1)
-        pp = top_end
-    return torch.cat(out, 1)
+    for chunk in pairs.flatten(2).split(CHUNK_4, 1):
+        out.append(torch.baddbmm(carry * state, powers, chunk))
+        state = torch.baddbmm(faded * state, left, chunk)
+    past = torch.cat(out, 1).unflatten(2, (2, batch)).permute(2, 3, 1, 0)
+    return (past[0] + now * v) / (past[1] + now + 1e-30)
 
 
 class TimeMix5(nn.Module):
@@ -115,7 +119,7 @@ class TimeMix5(nn.Module):
         super().__init__()
         heads = n_embd // HEAD_SIZE
         for name in "kvrg":
-            setattr(self, f"time_mix_{name}", nn.Parameter(torch.full((1, 1, n_embd), 0.5)))
+            setattr(self, f"time_mix_{name}", shares(n_embd, layer, past=False))
         decay = ramp(n_embd, -6.0, -0.5, 0.7 + 1.3 * layer)
         self.time_decay = nn.Parameter(decay.view(heads, HEAD_SIZE))
         self.time_faaaa = nn.Parameter(torch.full((heads, HEAD_SIZE), 0.5))
@@ -140,19 +144,15 @@ def wkv6(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor) -> Tensor:
         return x.view(batch, length, heads, size).transpose(1, 2).split(CHUNK, 2)
 
     state = r.new_zeros(batch, heads, size, size)
-    t = torch.arange(CHUNK, device=r.device)
-    earlier = (t[:, None] > t[None, :])[..., None]
+    log_w = log_w.clamp(min=FASTEST)
     out = []
     for rc, kc, vc, wc in zip(chunks(r), chunks(k), chunks(v), chunks(log_w), strict=True):
         total = wc.cumsum(2)  # decay from the chunk's start through token t, in logs
-        before = total - wc
-        between = before[:, :, :, None] - total[:, :, None]  # [B, H, t, s, N]
-        decayed = torch.exp(between.masked_fill(~earlier, -torch.inf))
-        scores = torch.einsum("bhti,bhsi,bhtsi->bhts", rc, kc, decayed)
+        seen, kept = rc * torch.exp(total - wc), kc * torch.exp(-total)
+        scores = torch.tril(seen @ kept.transpose(2, 3), -1)
         scores = scores + torch.diag_embed((rc * u[:, None] * kc).sum(-1))
-        out.append(scores @ vc + (rc * torch.exp(before)) @ state)
-        left = torch.exp(total[:, :, -1:] - total)
-        state = torch.exp(total[:, :, -1])[..., None] * state + (kc * left).transpose(2, 3) @ vc
+        out.append(scores @ vc + seen @ state)
+        state = torch.exp(total[:, :, -1])[..., None] * (state + kept.transpose(2, 3) @ vc)
     return torch.cat(out, 2).transpose(1, 2).reshape(batch, length, channels)
 
 
@@ -161,7 +161,7 @@ class TimeMix6(nn.Module):
         super().__init__()
         heads = n_embd // HEAD_SIZE
         for name in "xwkvrg":
-            setattr(self, f"time_maa_{name}", nn.Parameter(torch.full((1, 1, n_embd), 0.5)))
+            setattr(self, f"time_maa_{name}", shares(n_embd, layer, past=True))
         self.time_maa_w1 = nn.Parameter(torch.zeros(n_embd, 5 * mix_rank))
         self.time_maa_w2 = nn.Parameter(torch.randn(5, mix_rank, n_embd) * 0.1)
         decay = ramp(n_embd, -6.0, -0.5, 0.7 + 1.3 * layer)
@@ -194,7 +194,7 @@ class TimeMix7(nn.Module):
         super().__init__()
         heads = n_embd // HEAD_SIZE
         for name in "rwkvag":
-            setattr(self, f"x_{name}", nn.Parameter(torch.full((1, 1, n_embd), 0.5)))
+            setattr(self, f"x_{name}", shares(n_embd, layer, past=True))
         start = {"w": ramp(n_embd, -6.0, 0.0, 0.7 + 1.3 * layer), "a": torch.zeros(n_embd)}
         if layer > 0:
             start["v"] = torch.ones(n_embd)
@@ -267,9 +267,9 @@ def wkv7(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor) -
 
 
 class ChannelMix7(nn.Module):
-    def __init__(self, n_embd: int, dim_ffn: int) -> None:
+    def __init__(self, n_embd: int, dim_ffn: int, layer: float) -> None:
         super().__init__()
-        self.x_k = nn.Parameter(torch.full((1, 1, n_embd), 0.5))
+        self.x_k = shares(n_embd, layer, past=True)
         self.key = Linear(n_embd, dim_ffn)
         self.value = Linear(dim_ffn, n_embd, gain=0.0)
 
@@ -286,11 +286,11 @@ class Block(nn.Module):
         self.ln1, self.ln2 = nn.LayerNorm(n_embd), nn.LayerNorm(n_embd)
         if version == "7":
             self.att: nn.Module = TimeMix7(n_embd, depth)
-            self.ffn: nn.Module = ChannelMix7(n_embd, 4 * n_embd)
+            self.ffn: nn.Module = ChannelMix7(n_embd, 4 * n_embd, depth)
         else:
             self.att = {"4": TimeMix4, "5.2": TimeMix5, "6": TimeMix6}[version](n_embd, depth)
             dim_ffn = 4 * n_embd if version == "4" else int(3.5 * n_embd) // 32 * 32
-            self.ffn = GatedChannelMix(n_embd, dim_ffn, past=version == "6")
+            self.ffn = GatedChannelMix(n_embd, dim_ffn, depth, past=version == "6")
 
 
 class RWKV(nn.Module):

@@ -63,10 +63,11 @@ const char* format_of(DType dtype) {
   }
 }
 
-/// A copy in numpy's type of the same name; bf16, which numpy lacks, as float32 (exact).
+/// A copy in numpy's type of the same name; bf16, which numpy lacks, as float32 (exact), and so are
+/// the quantised types.
 py::array get(const Checkpoint& file, const std::string& name) {
   if (!file.source->contains(name)) throw py::key_error(name);
-  const HostTensor tensor = file.source->get(name);
+  const HostTensor tensor = dequantize(file.source->get(name));
   const std::vector<py::ssize_t> shape(tensor.shape.begin(), tensor.shape.end());
   const auto n = static_cast<std::size_t>(tensor.numel());
   if (tensor.dtype == DType::bf16) {
@@ -94,7 +95,7 @@ void convert(const std::filesystem::path& in, const std::filesystem::path& out,
              const std::string& dtype, py::object callback) {
   PythonProgress progress(std::move(callback));
   const Progress function = progress.function();
-  const DType type = parse_dtype(dtype);
+  const DTypePlan type = parse_dtype_plan(dtype);
   with_path(in, [&] { progress.run([&] { convert_checkpoint(in, out, type, function); }); });
 }
 

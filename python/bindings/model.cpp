@@ -26,7 +26,7 @@ Options make_options(const std::string& device, const std::string& dtype, int th
                      std::optional<bool> skip_zeros, const std::string& matmul_precision) {
   Options options;
   options.device = device;
-  options.dtype = parse_dtype(dtype);
+  options.dtype = parse_dtype_plan(dtype);
   options.threads = threads;
   options.skip_zeros = skip_zeros_named(skip_zeros);
   options.matmul_precision = parse_matmul_precision(matmul_precision);
@@ -274,6 +274,13 @@ void bind_model(py::module_& m) {
       .def_property_readonly("backend", &Model::backend)
       .def_property_readonly(
           "dtype", [](const Model& model) { return std::string(dtype_name(model.dtype())); })
+      .def_property_readonly("weight_types",
+                             [](const Model& model) {
+                               py::dict types;
+                               for (const auto& [name, type] : model.weight_types())
+                                 types[py::str(name)] = std::string(dtype_name(type));
+                               return types;
+                             })
       .def_property_readonly("weight_bytes_per_token", &Model::weight_bytes_per_token)
       .def("new_state",
            [](const Model& model) {

@@ -18,6 +18,7 @@ except ImportError as error:
         f"the native core of wkv does not load ({error}); was it built? `pip install .` does so"
     ) from error
 
+from .dtypes import convert
 from .errors import (
     ContextLengthError,
     DeviceError,
@@ -50,6 +51,7 @@ __all__ = [
     "Tokenizer",
     "UnsupportedError",
     "__version__",
+    "convert",
     "devices",
     "generate",
     "inspect",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from . import _core
+from .dtypes import DTypeName, DTypePlan, plan_text
 from .info import ModelInfo
 from .progress import Progress, reporter
 from .state import State, split_tokens
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DTypeName", "MatmulPrecision", "Model", "TokenIds"]
 
-DTypeName: TypeAlias = Literal["auto", "fp32", "fp16", "bf16", "int8", "int4", "mm8"]
 #: How far products of many rows may fall below fp32: see :meth:`Model.load`.
 MatmulPrecision: TypeAlias = Literal["auto", "exact", "fast", "w8a8"]
 #: A list or tuple of ints, an integer array of one dimension (numpy, torch), or an iterable.
@@ -72,7 +72,7 @@ class Model:
         cls,
         path: str | os.PathLike[str],
         device: str = "auto",
-        dtype: DTypeName = "auto",
+        dtype: DTypePlan = "auto",
         threads: int | None = None,
         progress: Progress = None,
         *,
@@ -94,7 +94,8 @@ class Model:
                 what is left; ``stream`` leaves matrices in host memory and copies them to the
                 device at every use.
             dtype: Of the weights: ``"auto"`` keeps the stored types; ``"fp32"``, ``"fp16"``,
-                ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``.
+                ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``. Or a plan by the names of tensors:
+                ``{"default": "int4", "blocks.0.*": "int8"}``, see :data:`wkv.dtypes.DTypePlan`.
             threads: CPU threads, the caller's included. Default: the physical cores that this
                 process may use.
             progress: ``True`` for a bar, or a callable that gets ``(done, total)`` bytes.
@@ -119,7 +120,8 @@ class Model:
             ModelFormatError: No RWKV checkpoint, or an adapter of another model; the message lists
                 every wrong tensor.
             UnsupportedError: The device or the dtype is not available here; the message says why.
-            ValueError: A LoRA without its alpha, or a version that the tensors are not of.
+            ValueError: A type that does not exist, a pattern that matches no matrix, a LoRA without
+                its alpha, or a version that the tensors are not of.
             MemoryError: It does not fit.
         """
         file = _core.Checkpoint.open(path)
@@ -133,7 +135,7 @@ class Model:
             native = _core.Model.load(
                 file,
                 device,
-                dtype,
+                plan_text(dtype),
                 _check_threads(threads),
                 skip_zeros,
                 matmul_precision,
@@ -146,7 +148,7 @@ class Model:
         cls,
         spec: str,
         device: str = "auto",
-        dtype: DTypeName = "auto",
+        dtype: DTypePlan = "auto",
         threads: int | None = None,
         progress: Progress = None,
         *,
@@ -175,7 +177,7 @@ class Model:
                 stored,
                 seed,
                 device,
-                dtype,
+                plan_text(dtype),
                 _check_threads(threads),
                 skip_zeros,
                 matmul_precision,
@@ -202,6 +204,11 @@ class Model:
     def dtype(self) -> str:
         """Type of the weights of the block matrices."""
         return self._native.dtype
+
+    @property
+    def weight_types(self) -> dict[str, str]:
+        """The type of every matrix that is multiplied, by the name of its tensor."""
+        return self._native.weight_types
 
     @property
     def weight_bytes_per_token(self) -> int:

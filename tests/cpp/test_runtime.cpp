@@ -1,11 +1,14 @@
 // Model and State through the public interface: states as values, transactions, threads.
 #include <doctest/doctest.h>
+#include <unistd.h>
 
 #include <array>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
 #include <numeric>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -238,4 +241,29 @@ TEST_CASE("a state outlives its model") {
   model.reset();
   State copy = state;
   CHECK(copy.to_bytes() == state.to_bytes());
+}
+
+TEST_CASE("a model converted to int4 loads as one") {
+  const auto folder = std::filesystem::temp_directory_path() /
+                      ("wkv-convert-" + std::to_string(static_cast<long>(::getpid())));
+  std::filesystem::create_directory(folder);
+  const auto golden =
+      std::filesystem::path(WKV_SOURCE_DIR) / "tests/golden/v7" / "model.safetensors";
+  const auto file = folder / "int4.safetensors";
+  const wkv::DTypePlan plan = wkv::parse_dtype_plan("int4, blocks.0.*=int8");
+  CHECK(plan.str() == "int4,blocks.0.*=int8");
+  wkv::convert_checkpoint(golden, file, plan);
+  wkv::Options options;
+  options.device = "cpu";
+  Model saved = Model::load(file, options);
+  options.dtype = plan;
+  Model loaded = Model::load(golden, options);
+  CHECK(saved.weight_types() == loaded.weight_types());
+  State a = saved.new_state(), b = loaded.new_state();
+  CHECK(last_logits(saved, some_tokens(9, 64), a) == last_logits(loaded, some_tokens(9, 64), b));
+  const wkv::HostTensor codes = wkv::open_checkpoint(file)->get("head.weight");
+  CHECK(codes.dtype == wkv::DType::int8);
+  CHECK(codes.parts.size() == 2);
+  CHECK(wkv::dequantize(codes).dtype == wkv::DType::f32);
+  std::filesystem::remove_all(folder);
 }

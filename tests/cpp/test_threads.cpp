@@ -7,7 +7,9 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <new>
 #include <random>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -138,4 +140,28 @@ TEST_CASE("bad numbers of threads are refused") {
 TEST_CASE("usable cores are within what may be scheduled") {
   CHECK(wkv::usable_cores() >= 1);
   CHECK(wkv::usable_cores() <= wkv::schedulable_cpus());
+}
+
+TEST_CASE("parts of a whole, which may throw") {
+  for (const int threads : {1, 3}) {
+    ThreadPool pool(threads);
+    for (const int n : {0, 1, 2, 1000}) {
+      std::vector<int> times(static_cast<std::size_t>(n));
+      pool.run_parts(n, [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) ++times[static_cast<std::size_t>(i)];
+      });
+      for (const int t : times) CHECK(t == 1);
+    }
+    // A failed allocation on a worker must not end the process.
+    const auto starve = [](int, int) { throw std::bad_alloc(); };
+    try {
+      pool.run_parts(8, starve);
+      FAIL("nothing was thrown");
+    } catch (const wkv::Error& e) {
+      CHECK(e.code() == wkv::ErrorCode::out_of_memory);
+    }
+    CHECK_THROWS_AS(pool.run_parts(8, [](int, int) { throw std::range_error("x"); }),
+                    std::range_error);
+    check_runs(pool, 10);
+  }
 }

@@ -119,6 +119,11 @@ py::dict parts(const Weight& w) {
   vector("in_scale", m.in_scale, m.in);
   vector("out_scale", m.out_scale, m.out);
   vector("in_offset", m.in_offset, m.in);
+  if (m.group_scale != nullptr) {  // the bits of fp16
+    const py::ssize_t groups = (m.in + quantize::kGroup - 1) / quantize::kGroup;
+    all["scale"] = py::array_t<std::uint16_t>({static_cast<py::ssize_t>(m.out), groups},
+                                              static_cast<const std::uint16_t*>(m.group_scale));
+  }
   vector("out_offset", m.out_offset, m.out);
   return all;
 }

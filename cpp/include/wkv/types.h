@@ -80,14 +80,40 @@ class WKV_API Error : public std::runtime_error {
   ErrorCode code_;
 };
 
+/// Which type the weights of a model get: `otherwise`, unless a rule's pattern matches the tensor's
+/// name; of several that match the last one counts. In a pattern `*` stands for any characters.
+struct WKV_API DTypePlan {
+  struct WKV_API Rule {
+    std::string pattern;
+    DType dtype = DType::automatic;
+    bool matches(std::string_view name) const noexcept;
+  };
+  DType otherwise = DType::automatic;
+  std::vector<Rule> rules{};
+
+  DTypePlan() = default;
+  DTypePlan(DType all) : otherwise(all) {}  // NOLINT(google-explicit-constructor): a type is a plan
+
+  DType type_for(std::string_view name) const noexcept;
+  /// "int4,blocks.0.*=int8,head.weight=bf16": what parse_dtype_plan() reads.
+  std::string str() const;
+};
+
+/// A plan from its text: the type of all, then the exceptions; without a first type "auto". Throws
+/// Error(invalid_argument) that says what is wrong.
+WKV_API DTypePlan parse_dtype_plan(std::string_view text);
+
 /// A tensor in host memory. Row-major and contiguous, native little-endian elements.
 /// `owner` keeps the memory alive (a file mapping, a Python object); `data` may be unaligned.
+/// A matrix of a quantised type is `[out, in]` though its codes are not; `data` are the codes and
+/// `parts` what belongs to them, in the order of docs/weights.md.
 struct HostTensor {
   const void* data = nullptr;
   DType dtype = DType::f32;
   std::vector<std::int64_t> shape;
   std::shared_ptr<const void> owner;
   bool mapped = false;  ///< pages of a file, which may be dropped and read again
+  std::vector<HostTensor> parts{};
 
   std::int64_t numel() const noexcept {
     std::int64_t n = 1;

@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "wkv/export.h"
@@ -49,9 +50,9 @@ struct Options {
   /// "cuda *20 -> cuda:1 int8 *8 -> cpu". A stage is DEVICE [DTYPE] [*LAYERS] [stream]; the output
   /// layer counts as one; `stream` leaves matrices in host memory and copies them at every use.
   std::string device = "auto";
-  DType dtype = DType::automatic;  ///< weights; automatic keeps the stored types
-  int threads = 0;                 ///< CPU, caller included; 0: physical cores this process may use
-  int max_rows = 0;                ///< rows per step; 0: the device's choice
+  DTypePlan dtype{};  ///< weights; automatic keeps the stored types
+  int threads = 0;    ///< CPU, caller included; 0: physical cores this process may use
+  int max_rows = 0;   ///< rows per step; 0: the device's choice
   SkipZeros skip_zeros = SkipZeros::automatic;                    ///< CPU
   MatmulPrecision matmul_precision = MatmulPrecision::automatic;  ///< CPU
   Progress progress;                                              ///< of load()
@@ -151,6 +152,8 @@ class WKV_API Model {
   std::string device() const;    ///< "cpu", "cuda:0"
   std::string backend() const;   ///< "cpu avx512, 2 threads"
   DType dtype() const noexcept;  ///< of the block matrices
+  /// Every matrix that is multiplied, by its tensor's name, with the type it is held in.
+  const std::vector<std::pair<std::string, DType>>& weight_types() const noexcept;
   /// Bytes of weights that a token of batch 1 reads once; the embedding row excluded.
   std::int64_t weight_bytes_per_token() const noexcept;
   /// Not while a forward call is running.
@@ -204,10 +207,15 @@ WKV_API std::shared_ptr<const TensorSource> as_version(std::shared_ptr<const Ten
                                                        std::string_view version);
 
 /// Writes a checkpoint as .safetensors, whole or not at all. `dtype`: automatic keeps the stored
-/// types; f32, f16 or bf16 is for the matrices, while vectors are never narrowed. `progress` counts
-/// bytes. Throws Error: io, bad_model, unsupported (a value beyond fp16), cancelled.
+/// types; f32, f16 or bf16 is for the matrices, while vectors are never narrowed; int8, int4 and
+/// mm8 are for the matrices that loading with that type would quantise, with the same codes.
+/// `progress` counts bytes. Throws Error: io, bad_model, unsupported (a value beyond fp16),
+/// invalid_argument (a pattern that matches no matrix), out_of_memory, cancelled.
 WKV_API void convert_checkpoint(const std::filesystem::path& in, const std::filesystem::path& out,
-                                DType dtype = DType::automatic, const Progress& progress = {});
+                                const DTypePlan& dtype = {}, const Progress& progress = {});
+
+/// A tensor of a quantised type as fp32, in new memory; any other as it is.
+WKV_API HostTensor dequantize(const HostTensor& tensor);
 
 /// A model with random weights, for benchmarks and tests: "v7:24x2048" or "v7:24x2048:65536"
 /// (version:layers x channels:vocabulary), stored as `dtype`. "@0.2" behind it makes that share of

@@ -3,7 +3,9 @@
 
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "wkv/types.h"
 
@@ -33,6 +35,27 @@ constexpr std::size_t dtype_size(DType dtype) noexcept {
 
 constexpr bool is_float(DType dtype) noexcept {
   return dtype == DType::f32 || dtype == DType::f16 || dtype == DType::bf16 || dtype == DType::f64;
+}
+
+constexpr bool is_quantized(DType dtype) noexcept {
+  return dtype == DType::int8 || dtype == DType::mm8 || dtype == DType::int4;
+}
+
+/// Inputs that share a scale in int4: 4.5 bits per weight.
+constexpr int kInt4Group = 32;
+
+/// Bytes of the codes of a quantised matrix's row of `in` weights; of its elements for other types.
+constexpr std::size_t row_size(DType dtype, std::int64_t in) noexcept {
+  const auto n = static_cast<std::size_t>(in);
+  if (dtype == DType::int4) return (n + kInt4Group - 1) / kInt4Group * (kInt4Group / 2);
+  return is_quantized(dtype) ? n : n * dtype_size(dtype);
+}
+
+/// Bytes of a tensor's elements, or of its codes alone.
+inline std::int64_t stored_size(DType dtype, const std::vector<std::int64_t>& shape) noexcept {
+  std::int64_t rows = 1;
+  for (std::size_t i = 0; i + 1 < shape.size(); ++i) rows *= shape[i];
+  return rows * static_cast<std::int64_t>(row_size(dtype, shape.empty() ? 1 : shape.back()));
 }
 
 inline float bf16_to_f32(std::uint16_t bits) noexcept {

@@ -20,7 +20,10 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
+#include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -184,6 +187,27 @@ void ThreadPool::run(Function fn, void* context) noexcept {
     for (std::int32_t e = d.epoch.load(std::memory_order_acquire); e != now;
          e = d.epoch.load(std::memory_order_acquire))
       wait_while(d.epoch, e, p.spin, d.sleepers);
+  }
+}
+
+void ThreadPool::run_parts(int n, const std::function<void(int begin, int end)>& work) {
+  std::exception_ptr thrown;
+  std::mutex mutex;
+  auto part = [&](int index, int threads) noexcept {
+    const auto bound = [&](int i) { return static_cast<int>(std::int64_t{n} * i / threads); };
+    try {
+      work(bound(index), bound(index + 1));
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      if (!thrown) thrown = std::current_exception();
+    }
+  };
+  run(part);
+  if (!thrown) return;
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const std::bad_alloc&) {
+    fail(ErrorCode::out_of_memory, "a thread of the pool could not allocate memory");
   }
 }
 

@@ -1,6 +1,7 @@
 // Fork-join over a fixed team of threads.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 namespace wkv {
@@ -26,6 +27,11 @@ class ThreadPool {
     run([](void* context, int index, int n) noexcept { (*static_cast<F*>(context))(index, n); },
         &f);
   }
+
+  /// work(begin, end) for parts that make up [0, n), one per thread. It may throw: the first
+  /// exception is thrown here when all parts have ended, a failed allocation as
+  /// Error(out_of_memory).
+  void run_parts(int n, const std::function<void(int begin, int end)>& work);
 
  private:
   struct Impl;

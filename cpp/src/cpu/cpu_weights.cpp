@@ -73,8 +73,10 @@ void turn_nibbles(std::uint8_t* to, std::size_t to_bytes, const std::uint8_t* fr
 /// The type a matrix gets: small factors and the embedding are never quantised, and the head is
 /// read by every token's choice, so it keeps eight bits.
 DType choose_dtype(DType want, DType have, MatrixUse use) {
+  const bool small = use == MatrixUse::lora || use == MatrixUse::embedding;
+  if (quantize::is_quantized(have) && small) have = DType::f32;
   if (quantize::is_quantized(want)) {
-    if (use == MatrixUse::lora || use == MatrixUse::embedding) want = DType::automatic;
+    if (small) want = DType::automatic;
     if (use == MatrixUse::head && want == DType::int4) want = DType::int8;
   }
   if (want != DType::automatic) return want;
@@ -87,19 +89,23 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
                          std::vector<std::shared_ptr<const void>>& keep) {
   WKV_CHECK(tensor.shape.size() == 2, internal, "[adopt] '", name, "' has shape ",
             shape_str(tensor.shape), ", a matrix is wanted");
-  WKV_CHECK(is_float(tensor.dtype), bad_model, "[adopt] '", name, "' is ", dtype_name(tensor.dtype),
-            ", a float type is wanted");
+  WKV_CHECK(is_float(tensor.dtype) || quantize::is_quantized(tensor.dtype), bad_model, "[adopt] '",
+            name, "' is ", dtype_name(tensor.dtype), ", a float type is wanted");
   want = choose_dtype(want, tensor.dtype, use);
+  const quantize::Parallel parallel = [this](int n, const auto& work) { pool_.run_parts(n, work); };
+  if (quantize::is_quantized(tensor.dtype) && tensor.dtype != want)
+    return adopt(quantize::dequantize(tensor, parallel), want, use, name, keep);
   Matrix m;
   if (quantize::is_quantized(want)) {
     Buffer memory;
     try {
-      m = quantize::quantize(tensor, want, memory, [this](int n, const auto& work) {
-        auto part = [&](int index, int threads) noexcept {
-          work(part_of(n, index, threads), part_of(n, index + 1, threads));
-        };
-        pool_.run(part);
-      });
+      if (tensor.dtype == want) {
+        m = quantize::view(tensor, memory);
+        keep.push_back(tensor.owner);
+        for (const HostTensor& part : tensor.parts) keep.push_back(part.owner);
+      } else {
+        m = quantize::quantize(tensor, want, memory, parallel);
+      }
     } catch (const Error& e) {
       fail(e.code(), "'", name, "': ", e.what());
     }

@@ -7,8 +7,10 @@
 
 #include "core/check.h"
 #include "io/bytes.h"
+#include "io/converted.h"
 #include "io/hf.h"
 #include "io/pth.h"
+#include "io/quantised.h"
 #include "io/safetensors.h"
 #include "io/zip.h"
 #include "wkv/wkv.hpp"
@@ -36,7 +38,9 @@ std::filesystem::path find_file(const std::filesystem::path& path) {
 }
 
 std::shared_ptr<const TensorSource> official(std::shared_ptr<const TensorSource> source) {
-  return is_hf(*source) ? open_hf(std::move(source)) : source;
+  if (is_converted(*source)) return open_converted(std::move(source));
+  if (is_hf(*source)) source = open_hf(std::move(source));
+  return is_quantised_file(*source) ? open_quantised(std::move(source)) : source;
 }
 
 }  // namespace

@@ -297,6 +297,19 @@ Archive open_legacy(const MappedFile& file, const std::string& place) {
   return archive;
 }
 
+// What the `rwkv` package leaves in the files that it converts: io/converted.h.
+TensorFile::Metadata notes_of(const Archive& archive) {
+  TensorFile::Metadata notes;
+  if (archive.root.kind != dict) return notes;
+  const PickleValue* strategy = archive.heap.find(archive.root, "_strategy");
+  if (strategy != nullptr && strategy->kind == text && is_utf8(strategy->text()))
+    notes.emplace_back("_strategy", strategy->text());
+  const PickleValue* rescale = archive.heap.find(archive.root, "_rescale_layer");
+  if (rescale != nullptr && rescale->kind == integer)
+    notes.emplace_back("_rescale_layer", std::to_string(rescale->integer));
+  return notes;
+}
+
 }  // namespace
 
 bool is_legacy_pth(std::span<const std::byte> bytes) noexcept {
@@ -312,7 +325,8 @@ std::shared_ptr<const TensorSource> open_pth(std::shared_ptr<const MappedFile> f
   for (auto& [name, tensor] : Names(archive.heap, place).collect(archive.root))
     entries.push_back(locate(archive, *tensor, name, place));
   WKV_CHECK(!entries.empty(), bad_model, place, "holds no tensors");
-  return std::make_shared<const TensorFile>(std::move(file), std::move(entries));
+  TensorFile::Metadata notes = notes_of(archive);
+  return std::make_shared<const TensorFile>(std::move(file), std::move(entries), std::move(notes));
 }
 
 }  // namespace wkv

@@ -33,19 +33,16 @@ std::string list_problems(const std::vector<std::string>& problems) {
 
 }  // namespace
 
-Checkpoint::Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DType want,
+Checkpoint::Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DTypePlan want,
                        std::function<void(std::int64_t, std::int64_t)> poll)
     : source_(std::move(source)),
       backend_(backend),
-      want_(want),
+      want_(std::move(want)),
       poll_(std::move(poll)),
       interned_(std::make_shared<std::deque<std::string>>()) {
   keep_.push_back(interned_);
-  for (const std::string& name : source_->names()) {
-    std::int64_t n = static_cast<std::int64_t>(dtype_size(source_->dtype(name)));
-    for (const std::int64_t d : source_->shape(name)) n *= d;
-    total_bytes_ += n;
-  }
+  for (const std::string& name : source_->names())
+    total_bytes_ += stored_size(source_->dtype(name), source_->shape(name));
 }
 
 int Checkpoint::extent(std::string_view name, std::size_t axis) const {
@@ -64,16 +61,18 @@ void Checkpoint::poll(std::int64_t bytes) {
   if (poll_) poll_(std::min(done_bytes_, total_bytes_), total_bytes_);
 }
 
-bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>& shape) {
+bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>& shape,
+                        bool quantised) {
   seen_.insert(name);
   if (!source_->contains(name)) {
     problems_.push_back(str("missing: ", name, ' ', shape_str(shape)));
     return false;
   }
   const std::vector<std::int64_t> found = source_->shape(name);
-  if (!is_float(source_->dtype(name))) {
-    problems_.push_back(str("wrong dtype: ", name, " is ", dtype_name(source_->dtype(name)),
-                            ", a floating-point type is needed"));
+  const DType dtype = source_->dtype(name);
+  if (!is_float(dtype) && !(quantised && is_quantized(dtype))) {
+    problems_.push_back(
+        str("wrong dtype: ", name, " is ", dtype_name(dtype), ", a floating-point type is needed"));
     return false;
   }
   if (found != shape) {
@@ -86,13 +85,16 @@ bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>
 
 Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, MatrixUse use) {
   // Embedding rows are only gathered, exactly, so they stay as stored.
-  const DType want = use == MatrixUse::embedding ? DType::automatic : want_;
+  const DType want = use == MatrixUse::embedding ? DType::automatic : want_.type_for(name);
   Matrix m = backend_.adopt(tensor, want, use, intern(name), keep_);
   if (m.bytes == 0)
     m.bytes = std::int64_t{m.out} * m.in * static_cast<std::int64_t>(dtype_size(m.dtype));
-  if (use != MatrixUse::embedding) matrix_bytes_ += m.bytes;
+  if (use != MatrixUse::embedding) {
+    matrix_bytes_ += m.bytes;
+    types_.emplace_back(name, m.dtype);
+  }
   if (use == MatrixUse::linear) block_dtype_ = m.dtype;
-  const std::int64_t bytes = tensor.numel() * static_cast<std::int64_t>(dtype_size(tensor.dtype));
+  const auto bytes = stored_size(tensor.dtype, tensor.shape);
   // A device has its own copy now; without this a model's whole file would stay in memory.
   if (tensor.mapped && !backend_.at(m.place).host_memory())
     drop_pages(tensor.data, static_cast<std::size_t>(bytes));
@@ -101,7 +103,7 @@ Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, Matr
 }
 
 Matrix Checkpoint::matrix(const std::string& name, int out, int in, MatrixUse use) {
-  if (!expect(name, {out, in})) return {};
+  if (!expect(name, {out, in}, true)) return {};
   return adopt(source_->get(name), name, use);
 }
 
@@ -189,6 +191,12 @@ void Checkpoint::finish() {
   }
   WKV_CHECK(problems_.empty(), bad_model, source_->description(), ": ", problems_.size(),
             " tensors are wrong:", list_problems(problems_));
+  for (const DTypePlan::Rule& rule : want_.rules)
+    WKV_CHECK(std::any_of(types_.begin(), types_.end(),
+                          [&](const auto& type) { return rule.matches(type.first); }),
+              invalid_argument, "[load] the dtype plan's pattern '", rule.pattern,
+              "' matches none of the ", types_.size(), " matrices of ", source_->description(),
+              "; `wkv info --tensors` lists the names");
 }
 
 }  // namespace wkv

@@ -8,6 +8,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "ops/backend.h"
@@ -20,11 +21,12 @@ namespace wkv {
 class Checkpoint {
  public:
   /// `poll(bytes done, bytes total)` is called per tensor and may throw to cancel.
-  Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DType want,
+  Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DTypePlan want,
              std::function<void(std::int64_t, std::int64_t)> poll = {});
 
   bool has(std::string_view name) const { return source_->contains(name); }
   std::vector<std::int64_t> shape(std::string_view name) const { return source_->shape(name); }
+  std::string metadata(std::string_view key) const { return source_->metadata(key); }
   /// One axis of a tensor whose extent only its shape tells (a rank). 1 if there is no such tensor
   /// or axis: reading it then notes the problem.
   int extent(std::string_view name, std::size_t axis) const;
@@ -49,16 +51,20 @@ class Checkpoint {
   std::int64_t matrix_bytes() const noexcept { return matrix_bytes_; }
   std::vector<std::shared_ptr<const void>> take_keep() { return std::move(keep_); }
   DType block_dtype() const noexcept { return block_dtype_; }
+  /// Name and type of every matrix that is multiplied, in the order of loading.
+  std::vector<std::pair<std::string, DType>> take_types() { return std::move(types_); }
 
  private:
-  bool expect(const std::string& name, const std::vector<std::int64_t>& shape);
+  bool expect(const std::string& name, const std::vector<std::int64_t>& shape,
+              bool quantised = false);
   const char* intern(const std::string& name);
   void poll(std::int64_t bytes);
   Matrix adopt(const HostTensor& tensor, const std::string& name, MatrixUse use);
 
   std::shared_ptr<const TensorSource> source_;
   Backend& backend_;
-  DType want_;
+  DTypePlan want_;
+  std::vector<std::pair<std::string, DType>> types_;
   std::function<void(std::int64_t, std::int64_t)> poll_;
   std::vector<std::shared_ptr<const void>> keep_;
   std::shared_ptr<std::deque<std::string>> interned_;

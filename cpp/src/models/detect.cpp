@@ -134,6 +134,10 @@ void find_context(const Names& names, Detected& d) {
 
 }  // namespace
 
+bool is_quantisable(std::string_view name, const std::vector<std::int64_t>& shape) noexcept {
+  return shape.size() == 2 && name.ends_with(".weight") && !name.ends_with("emb.weight");
+}
+
 bool is_training_buffer(std::string_view name) noexcept {
   for (const std::string_view suffix : {"copy_mask", ".tiny_mask", ".att_mask"})
     if (name.ends_with(suffix)) return true;
@@ -183,7 +187,8 @@ Detected detect(const TensorSource& source) {
   }
   for (const std::string& name : source.names()) {
     if (is_training_buffer(name)) continue;
-    std::int64_t n = is_float(source.dtype(name)) ? 1 : 0;
+    const DType dtype = source.dtype(name);
+    std::int64_t n = is_float(dtype) || is_quantized(dtype) ? 1 : 0;
     for (const std::int64_t extent : source.shape(name)) n *= extent;
     d.n_params += n;
   }

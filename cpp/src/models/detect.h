@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "wkv/types.h"
 
@@ -28,6 +29,10 @@ struct Detected {
 /// Throws Error(bad_model) if the source is no RWKV checkpoint, Error(unsupported) naming a variant
 /// that is known but not run.
 Detected detect(const TensorSource& source);
+
+/// Whether a tensor is a projection, which dtype int8, int4 or mm8 quantises: in every version
+/// these are the matrices called .weight, but for embeddings.
+bool is_quantisable(std::string_view name, const std::vector<std::int64_t>& shape) noexcept;
 
 /// Masks that a checkpoint may hold (spec section 0): they carry nothing that inference needs.
 bool is_training_buffer(std::string_view name) noexcept;

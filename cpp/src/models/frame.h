@@ -12,14 +12,14 @@ namespace wkv {
 
 struct Frame {
   Matrix emb;  // [V, C]
-  Norm ln0;    // stored in block 0
+  Norm ln0;    // stored in block 0; none if the table went through it already
   Norm ln_out;
   Matrix head;  // [V, C]
 
   /// ln0 runs in fp32 at run time: the table stays untouched (and mapped) in the file's dtype.
   Tensor enter(Step& step) const {
     Tensor x = embed(step, emb);
-    return step.batch.raw_inputs ? x : layer_norm(x, ln0);
+    return step.batch.raw_inputs || !ln0.weight ? x : layer_norm(x, ln0);
   }
   Tensor leave(Tensor hidden) const { return layer_norm(hidden, ln_out); }
   void logits(Tensor hidden, Tensor out) const { linear(hidden, head, {.out = out}); }
@@ -43,7 +43,7 @@ Tensor run_blocks(Step& step, Tensor x, const std::vector<Block>& blocks, Run ru
 inline Frame load_frame(Checkpoint& in, const Detected& d) {
   return {
       .emb = in.matrix("emb.weight", d.n_vocab, d.n_embd, MatrixUse::embedding),
-      .ln0 = in.norm("blocks.0.ln0", d.n_embd),
+      .ln0 = in.metadata("wkv.embedding") == "normed" ? Norm{} : in.norm("blocks.0.ln0", d.n_embd),
       .ln_out = in.norm("ln_out", d.n_embd),
       .head = in.matrix("head.weight", d.n_vocab, d.n_embd, MatrixUse::head),
   };

@@ -1,17 +1,21 @@
 #include "ops/quantize.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "core/check.h"
 #include "core/dtype.h"
+#include "core/quantised_parts.h"
 
 namespace wkv::quantize {
 namespace {
@@ -83,7 +87,8 @@ double sum_of_squares(const Floats& v) {
   return sum;
 }
 
-float inverse(float x) { return x > 0 ? 1 / x : 0.0f; }
+/// 0 for what has no finite inverse: zero, and weights below 1e-38, which become zero.
+float inverse(float x) { return x >= std::numeric_limits<float>::min() ? 1 / x : 0.0f; }
 
 /// A quantised matrix in one block of memory: codes, then vectors, each 64-byte aligned.
 struct Block {
@@ -347,28 +352,36 @@ void quantize_int4(const Rows& w, Block& block, const Parallel& parallel) {
   });
 }
 
-void check_finite(const Rows& w, const Parallel& parallel) {
-  std::atomic<bool> finite{true};
+/// The largest weight a format takes: int4's scales are fp16; elsewhere a code times a scale must
+/// be finite.
+float largest_weight(DType dtype) { return dtype == DType::int4 ? 5 * 65504.0f : 1e36f; }
+
+void check_range(const Rows& w, DType want, const Parallel& parallel) {
+  const float limit = largest_weight(want);
+  std::atomic<bool> finite{true}, small{true};
   parallel(w.out, [&](int begin, int end) {
     Floats v(size(w.in));
     for (int o = begin; o < end; ++o) {
       w.read(o, v.data());
-      float sum = 0;  // stays zero unless something is infinite or NaN
-      for (int i = 0; i < w.in; ++i) sum += v[size(i)] * 0.0f;
+      float sum = 0, largest = 0;  // the sum stays zero unless something is infinite or NaN
+      for (int i = 0; i < w.in; ++i) {
+        sum += v[size(i)] * 0.0f;
+        largest = larger(largest, std::fabs(v[size(i)]));
+      }
       if (sum != 0) finite.store(false);
+      if (largest > limit) small.store(false);
     }
   });
   WKV_CHECK(finite.load(), bad_model, "[quantize] a weight of [", w.out, ", ", w.in,
             "] holds infinities or NaN, which have no quantised form; load it as fp16 or bf16");
+  WKV_CHECK(small.load(), bad_model, "[quantize] a weight of [", w.out, ", ", w.in,
+            "] holds elements beyond ", limit, ", the most that ", dtype_name(want),
+            " takes; load it as bf16");
 }
 
 }  // namespace
 
-std::size_t row_bytes(DType dtype, int in) noexcept {
-  if (dtype == DType::int4) return size((in + kGroup - 1) / kGroup) * (kGroup / 2);
-  if (is_quantized(dtype)) return size(in);
-  return size(in) * dtype_size(dtype);
-}
+std::size_t row_bytes(DType dtype, int in) noexcept { return row_size(dtype, in); }
 
 void serial(int n, const std::function<void(int begin, int end)>& work) { work(0, n); }
 
@@ -376,7 +389,7 @@ Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel&
   WKV_CHECK(w.shape.size() == 2 && is_float(w.dtype) && is_quantized(want), internal, "[quantize] ",
             dtype_name(w.dtype), ' ', shape_str(w.shape), " to ", dtype_name(want));
   const Rows rows(w);
-  check_finite(rows, parallel);
+  check_range(rows, want, parallel);
   Block block(rows, want, memory);
   if (want == DType::int8)
     quantize_int8(rows, block, parallel);
@@ -385,6 +398,62 @@ Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel&
   else
     quantize_int4(rows, block, parallel);
   return block.matrix;
+}
+
+Matrix view(const HostTensor& tensor, Buffer& memory) {
+  const std::vector<PartInfo> wanted = quantised_parts(tensor.dtype, tensor.shape);
+  bool fits = tensor.shape.size() == 2 && tensor.parts.size() == wanted.size();
+  for (std::size_t i = 0; fits && i < wanted.size(); ++i)
+    fits = tensor.parts[i].dtype == wanted[i].dtype && tensor.parts[i].shape == wanted[i].shape;
+  WKV_CHECK(fits, bad_model, "[quantize] a tensor of ", dtype_name(tensor.dtype), ' ',
+            shape_str(tensor.shape), " without the scales of its format (docs/weights.md)");
+  Matrix m;
+  m.data = tensor.data;
+  m.dtype = tensor.dtype;
+  m.out = static_cast<int>(tensor.shape[0]);
+  m.in = static_cast<int>(tensor.shape[1]);
+  m.zero = m.dtype == DType::mm8 ? -0.5f : 0.0f;
+  m.bytes = stored_size(m.dtype, tensor.shape);
+  for (const HostTensor& part : tensor.parts) m.bytes += stored_size(part.dtype, part.shape);
+  if (m.dtype == DType::int4 &&
+      reinterpret_cast<std::uintptr_t>(tensor.parts[0].data) % alignof(std::uint16_t) == 0) {
+    m.group_scale = tensor.parts[0].data;
+    return m;
+  }
+  std::size_t bytes = 0;
+  const auto aligned = [](std::int64_t n) { return (static_cast<std::size_t>(n) + 63) / 64 * 64; };
+  for (const HostTensor& part : tensor.parts) bytes += aligned(stored_size(part.dtype, part.shape));
+  memory = allocate_host(bytes);
+  auto* at = static_cast<unsigned char*>(memory.data());
+  std::array<const void*, 4> placed{};
+  for (std::size_t i = 0; i < tensor.parts.size(); ++i) {
+    const std::int64_t n = stored_size(tensor.parts[i].dtype, tensor.parts[i].shape);
+    std::memcpy(at, tensor.parts[i].data, static_cast<std::size_t>(n));
+    placed[i] = at;
+    at += aligned(n);
+  }
+  if (m.dtype == DType::int4) {
+    m.group_scale = placed[0];
+  } else {
+    m.out_scale = static_cast<const float*>(placed[0]);
+    m.in_scale = static_cast<const float*>(placed[1]);
+    m.out_offset = static_cast<const float*>(placed[2]);
+    m.in_offset = static_cast<const float*>(placed[3]);
+  }
+  return m;
+}
+
+HostTensor dequantize(const HostTensor& tensor, const Parallel& parallel) {
+  if (!is_quantized(tensor.dtype)) return tensor;
+  Buffer vectors;
+  const Matrix m = view(tensor, vectors);
+  auto memory = std::make_shared<Buffer>(
+      allocate_host(std::max<std::size_t>(size(m.out) * size(m.in) * sizeof(float), 1)));
+  auto* values = static_cast<float*>(memory->data());
+  parallel(m.out, [&](int begin, int end) {
+    for (int o = begin; o < end; ++o) decode_row(m, o, values + size(o) * size(m.in));
+  });
+  return {values, DType::f32, tensor.shape, std::move(memory)};
 }
 
 void decode_row(const Matrix& w, int o, float* to) {

@@ -10,17 +10,14 @@
 #include <functional>
 
 #include "core/buffer.h"
+#include "core/dtype.h"
 #include "ops/weights.h"
 #include "wkv/types.h"
 
 namespace wkv::quantize {
 
-/// Inputs that share a scale in int4: 4.5 bits per weight.
-constexpr int kGroup = 32;
-
-constexpr bool is_quantized(DType dtype) noexcept {
-  return dtype == DType::int8 || dtype == DType::mm8 || dtype == DType::int4;
-}
+constexpr int kGroup = kInt4Group;
+using wkv::is_quantized;
 
 /// Bytes of one output's codes; of one row of a float matrix for float types.
 std::size_t row_bytes(DType dtype, int in) noexcept;
@@ -34,6 +31,15 @@ void serial(int n, const std::function<void(int begin, int end)>& work);
 /// Quantises W [out, in] of a float type to int8, mm8 or int4. All of the result lies in `memory`
 /// (host, filled); its name is left to the caller. Non-finite weights are Error(bad_model).
 Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel = serial);
+
+/// A matrix of a quantised type as it came from a file. The codes, and int4's scales, stay where
+/// they lie; the scales and offsets of the other formats are copied into `memory`, aligned. What
+/// `tensor` points to must stay alive as well. Throws Error(bad_model) if a part is missing or has
+/// another type or shape.
+Matrix view(const HostTensor& tensor, Buffer& memory);
+
+/// A tensor of a quantised type as fp32 in new memory; any other as it is.
+HostTensor dequantize(const HostTensor& tensor, const Parallel& parallel = serial);
 
 /// The inverse, row `o` of a quantised or float matrix in row-major order as fp32 [in]. Slow; what
 /// kernels are tested against.

@@ -1,14 +1,22 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/check.h"
 #include "core/dtype.h"
+#include "core/quantised_parts.h"
+#include "core/thread_pool.h"
+#include "io/converted.h"
 #include "io/safetensors.h"
 #include "models/detect.h"
+#include "ops/quantize.h"
 #include "wkv/wkv.hpp"
 
 namespace wkv {
@@ -43,34 +51,140 @@ void convert_tensor(const HostTensor& from, DType to, const std::string& name,
   }
 }
 
+/// A matrix while it is written: quantised when the first of its tensors has its turn, held until
+/// the last has had it, the codes until their own.
+class Quantised {
+ public:
+  Quantised(std::shared_ptr<const TensorSource> source, std::string name, DType want,
+            std::shared_ptr<ThreadPool> pool)
+      : source_(std::move(source)), name_(std::move(name)), want_(want), pool_(std::move(pool)) {}
+
+  void write_codes(const TensorToSave::Sink& sink) {
+    make();
+    sink(tensor_.data, static_cast<std::size_t>(stored_size(want_, tensor_.shape)));
+    std::vector<HostTensor> kept;
+    for (const HostTensor& part : tensor_.parts) {
+      const auto bytes = static_cast<std::size_t>(stored_size(part.dtype, part.shape));
+      auto copy = std::make_shared<const Buffer>(allocate_host(bytes));
+      std::memcpy(copy->data(), part.data, bytes);
+      kept.push_back({copy->data(), part.dtype, part.shape, std::move(copy)});
+    }
+    tensor_.owner.reset();
+    tensor_.parts = std::move(kept);
+    count();
+  }
+
+  void write_part(std::size_t index, const TensorToSave::Sink& sink) {
+    make();
+    const HostTensor& part = tensor_.parts[index];
+    sink(part.data, static_cast<std::size_t>(stored_size(part.dtype, part.shape)));
+    count();
+  }
+
+ private:
+  void make() {
+    if (written_ > 0 || tensor_.data != nullptr) return;
+    tensor_ = source_->get(name_);
+    if (tensor_.dtype == want_) return;
+    const quantize::Parallel parallel = [this](int n, const auto& work) {
+      pool_->run_parts(n, work);
+    };
+    auto memory = std::make_shared<Buffer>();
+    Matrix m;
+    try {
+      m = quantize::quantize(quantize::dequantize(tensor_, parallel), want_, *memory, parallel);
+    } catch (const Error& e) {
+      fail(e.code(), "[convert] '", name_, "': ", e.what());
+    }
+    tensor_ = {m.data, want_, tensor_.shape, memory};
+    const std::array<const void*, 4> data{want_ == DType::int4 ? m.group_scale : m.out_scale,
+                                          m.in_scale, m.out_offset, m.in_offset};
+    for (const PartInfo& part : quantised_parts(want_, tensor_.shape))
+      tensor_.parts.push_back({data[tensor_.parts.size()], part.dtype, part.shape, memory});
+  }
+
+  void count() {
+    if (++written_ > tensor_.parts.size()) tensor_ = {};
+  }
+
+  std::shared_ptr<const TensorSource> source_;
+  std::string name_;
+  DType want_;
+  std::shared_ptr<ThreadPool> pool_;
+  HostTensor tensor_;
+  std::size_t written_ = 0;
+};
+
+void add_quantised(std::vector<TensorToSave>& tensors, const std::shared_ptr<Quantised>& matrix,
+                   const std::string& name, DType want, const std::vector<std::int64_t>& shape) {
+  const auto row = static_cast<std::int64_t>(row_size(want, shape[1]));
+  tensors.push_back({str(name, '.', kCodes),
+                     want == DType::int8 ? DType::i8 : DType::u8,
+                     {shape[0], row},
+                     [matrix](const TensorToSave::Sink& sink) { matrix->write_codes(sink); }});
+  std::size_t index = 0;
+  for (const PartInfo& part : quantised_parts(want, shape)) {
+    tensors.push_back(
+        {str(name, '.', part.name), part.dtype, part.shape,
+         [matrix, index](const TensorToSave::Sink& sink) { matrix->write_part(index, sink); }});
+    ++index;
+  }
+}
+
+/// What loading with this plan makes of a tensor.
+DType type_in_file(const DTypePlan& plan, const std::string& name, DType stored,
+                   const std::vector<std::int64_t>& shape) {
+  DType want = plan.type_for(name);
+  if (is_quantized(want)) {
+    if (!is_quantisable(name, shape)) return stored;
+    if (want == DType::int4 && name == "head.weight") want = DType::int8;
+    return want;
+  }
+  if (want == DType::automatic || want == stored) return stored;
+  if (is_quantized(stored)) return want;
+  const bool narrows = dtype_size(want) < dtype_size(stored);
+  return !is_float(stored) || (narrows && !is_matrix(shape)) ? stored : want;
+}
+
 }  // namespace
 
+HostTensor dequantize(const HostTensor& tensor) { return quantize::dequantize(tensor); }
+
 void convert_checkpoint(const std::filesystem::path& in, const std::filesystem::path& out,
-                        DType dtype, const Progress& progress) {
-  WKV_CHECK(dtype == DType::automatic || dtype == DType::f32 || dtype == DType::f16 ||
-                dtype == DType::bf16,
-            unsupported, "[convert] a file can be written as fp32, fp16 or bf16, not as ",
-            dtype_name(dtype));
+                        const DTypePlan& dtype, const Progress& progress) {
   const std::shared_ptr<const TensorSource> source = open_checkpoint(in);
   detect(*source);  // refuses files that no model can be loaded from
+  for (const DTypePlan::Rule& rule : dtype.rules)
+    WKV_CHECK(std::any_of(source->names().begin(), source->names().end(),
+                          [&](const std::string& name) { return rule.matches(name); }),
+              invalid_argument, "[convert] the dtype plan's pattern '", rule.pattern,
+              "' matches no tensor of ", source->description());
+  const auto pool = std::make_shared<ThreadPool>(usable_cores());
   std::vector<TensorToSave> tensors;
+  std::vector<std::pair<std::string, std::string>> metadata{{"format", "pt"}};
+  for (const char* key : {"rwkv.version", kEmbeddingNote})  // what the tensors do not tell
+    if (const std::string note = source->metadata(key); !note.empty())
+      metadata.emplace_back(key, note);
   for (const std::string& name : source->names()) {
     const DType stored = source->dtype(name);
     const std::vector<std::int64_t> shape = source->shape(name);
-    const bool narrows = dtype != DType::automatic && dtype_size(dtype) < dtype_size(stored);
-    const bool keep = dtype == DType::automatic || dtype == stored || !is_float(stored) ||
-                      (narrows && !is_matrix(shape));
-    const DType to = keep ? stored : dtype;
+    const DType to = type_in_file(dtype, name, stored, shape);
+    if (is_quantized(to)) {
+      add_quantised(tensors, std::make_shared<Quantised>(source, name, to, pool), name, to, shape);
+      if (to == DType::int4 && shape[1] % kInt4Group != 0)
+        metadata.emplace_back(name + ".inputs", std::to_string(shape[1]));
+      continue;
+    }
     tensors.push_back({name, to, shape, [source, name, to](const TensorToSave::Sink& sink) {
-                         const HostTensor tensor = source->get(name);
+                         const HostTensor tensor = quantize::dequantize(source->get(name));
                          if (tensor.dtype == to)
                            sink(tensor.data,
-                                static_cast<std::size_t>(tensor.numel()) * dtype_size(to));
+                                static_cast<std::size_t>(stored_size(to, tensor.shape)));
                          else
                            convert_tensor(tensor, to, name, sink);
                        }});
   }
-  save_safetensors(out, tensors, {{"format", "pt"}}, progress);
+  save_safetensors(out, tensors, metadata, progress);
 }
 
 }  // namespace wkv

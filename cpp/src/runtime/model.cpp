@@ -97,6 +97,7 @@ Model Model::load(std::shared_ptr<const TensorSource> source, const Options& opt
   impl->arch = make_arch(in, sizes);
   in.finish();
   impl->dtype = in.block_dtype();
+  impl->weight_types = in.take_types();
   impl->weight_bytes = in.matrix_bytes();
   impl->keep = in.take_keep();
   impl->schema = detail::make_schema(*impl->arch, sizes.version, *source);
@@ -113,6 +114,9 @@ std::string Model::device() const { return impl_->backend->device(); }
 std::string Model::backend() const { return impl_->backend->name(); }
 DType Model::dtype() const noexcept { return impl_->dtype; }
 HiddenUnits Model::hidden_units() const noexcept { return impl_->backend->hidden_units(); }
+const std::vector<std::pair<std::string, DType>>& Model::weight_types() const noexcept {
+  return impl_->weight_types;
+}
 std::int64_t Model::weight_bytes_per_token() const noexcept { return impl_->weight_bytes; }
 
 State Model::new_state() const { return State(detail::new_state(impl_->schema, impl_->backend)); }

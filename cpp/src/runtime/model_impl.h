@@ -4,7 +4,9 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/arena.h"
@@ -24,6 +26,7 @@ struct ModelImpl {
   std::unique_ptr<Arena> arena;
   int max_rows = 0;
   DType dtype = DType::f32;
+  std::vector<std::pair<std::string, DType>> weight_types;
   std::int64_t weight_bytes = 0;
   std::mutex mutex;  // one step at a time: the backend, the arena and the batch are shared
 };

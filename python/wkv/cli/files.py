@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .options import add_model, add_tokenizer, load_model, load_tokenizer, positive
+from .options import add_dtype, add_model, add_tokenizer, load_model, load_tokenizer, positive
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -28,12 +28,7 @@ def add_parsers(commands: Commands) -> None:
     )
     convert.add_argument("input", metavar="IN", help="a .pth or .safetensors checkpoint")
     convert.add_argument("output", metavar="OUT", help="the .safetensors file to write")
-    convert.add_argument(
-        "--dtype",
-        default="auto",
-        choices=("auto", "fp32", "fp16", "bf16"),
-        help="type of the weights (default: as stored)",
-    )
+    add_dtype(convert)
     convert.add_argument("--force", action="store_true", help="overwrite OUT")
     convert.set_defaults(run=run_convert)
 
@@ -97,16 +92,15 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Writes a checkpoint as safetensors."""
-    from wkv import _core
-    from wkv.progress import reporter
+    from wkv.dtypes import convert
 
     output = arguments.output
     if not output.endswith(".safetensors"):
         raise ValueError(f"[convert] OUT must end in .safetensors, got '{output}'")
     if os.path.exists(output) and not arguments.force:
         raise ValueError(f"[convert] '{output}' exists; --force overwrites it")
-    with reporter(True if sys.stderr.isatty() else None, "converting", "B") as callback:
-        _core.convert(arguments.input, output, arguments.dtype, callback)
+    progress = True if sys.stderr.isatty() else None
+    convert(arguments.input, output, arguments.dtype, progress)
     return 0
 
 

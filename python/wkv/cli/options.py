@@ -27,7 +27,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """The file of a model and how to run it."""
     parser.add_argument("file", metavar="FILE", help="a .pth or .safetensors checkpoint")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="type of the weights")
+    add_dtype(parser)
     parser.add_argument(
         "--matmul-precision",
         default="auto",
@@ -42,6 +42,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--as-version", metavar="V", help="6.0c, which a file cannot tell from 6.0b by itself"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The type of the weights, or a plan."""
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="TYPE",
+        help=f"type of the weights: {', '.join(DTYPES)}; or a plan such as "
+        "'int4,blocks.0.*=int8' (default: as stored)",
     )
 
 
