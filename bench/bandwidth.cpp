@@ -25,7 +25,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kSamples = 5;
+constexpr int kSamples = 2;
 constexpr double kSampleSeconds = 0.1;
 constexpr double kCpuShare = 0.97;  // a thread that got less was disturbed
 constexpr std::size_t kMiB = std::size_t{1} << 20;
@@ -194,6 +194,11 @@ void BandwidthProbe::measure(int threads, BandwidthSamples& samples) {
     throw std::runtime_error("the bandwidth probe found no memory for its buffer");
   samples.plain.insert(samples.plain.end(), rates, rates + kSamples);
   samples.prefetching.insert(samples.prefetching.end(), rates + kSamples, rates + 2 * kSamples);
+}
+
+void BandwidthSamples::append(const BandwidthSamples& more) {
+  plain.insert(plain.end(), more.plain.begin(), more.plain.end());
+  prefetching.insert(prefetching.end(), more.prefetching.begin(), more.prefetching.end());
 }
 
 Figure BandwidthSamples::best() const {

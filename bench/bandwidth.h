@@ -15,6 +15,7 @@ struct BandwidthSamples {
   std::vector<double> plain;
   std::vector<double> prefetching;
 
+  void append(const BandwidthSamples& more);
   /// Of the faster loop, disturbed samples left out while others remain.
   Figure best() const;
 };
@@ -29,7 +30,7 @@ class BandwidthProbe {
   BandwidthProbe(const BandwidthProbe&) = delete;
   BandwidthProbe& operator=(const BandwidthProbe&) = delete;
 
-  /// Appends half a second of samples of each loop, read by `threads` threads.
+  /// Appends a fifth of a second of samples of each loop, read by `threads` threads.
   void measure(int threads, BandwidthSamples& samples);
 
  private:

@@ -63,7 +63,6 @@ class Bench {
 
   Result run() {
     load();
-    measure_bandwidth();
     const bool full_decode = options_.mode == Mode::decode;
     const bool full_prefill = options_.mode == Mode::prefill;
     measure_decode(full_decode && options_.tokens > 0 ? options_.tokens : 0, full_decode);
@@ -72,7 +71,6 @@ class Bench {
     rusage usage{};
     getrusage(RUSAGE_SELF, &usage);
     result_.peak_rss_bytes = exactly(1024.0 * static_cast<double>(usage.ru_maxrss));
-    measure_bandwidth();
     summarise_bandwidth();
     return result_;
   }
@@ -130,11 +128,11 @@ class Bench {
     return options_.runs > 0 ? options_.runs : kRuns;
   }
   /// True while another run is due: those asked for, or as many as patience allows.
-  bool another(std::size_t done, bool full, const Timer& since) const {
+  bool another(std::size_t done, bool full, double seconds) const {
     if (done == 0) return true;
     if (full && options_.runs > 0) return done < static_cast<std::size_t>(options_.runs);
     const double patience = full ? kPatienceSeconds : kPatienceSeconds / 2;
-    return done < static_cast<std::size_t>(runs_wanted(full)) && since.seconds() < patience;
+    return done < static_cast<std::size_t>(runs_wanted(full)) && seconds < patience;
   }
 
   /// One run: `tokens` steps of `rows` streams. Returns tokens of all streams per second.
@@ -167,14 +165,24 @@ class Bench {
     std::vector<double> tok_s;
     std::vector<double> cpu_share;
     const HiddenUnits before = model().hidden_units();
+    std::vector<double> bandwidths{measure_bandwidth()};
+    double probing = 0;
     const Timer all;
-    while (another(tok_s.size(), full, all)) {
+    while (another(tok_s.size(), full, all.seconds() - probing)) {
       const Timer timer;
       const double cpu = cpu_seconds();
       tok_s.push_back(decode(states, tokens));
       const double capacity = timer.seconds() * std::max(result_.threads, 1);
       cpu_share.push_back((cpu_seconds() - cpu) / capacity);
+      const Timer probe;
+      bandwidths.push_back(measure_bandwidth());
+      probing += probe.seconds();
     }
+    std::vector<double> paired;
+    for (std::size_t i = 0; i < tok_s.size(); ++i)
+      paired.push_back(tok_s[i] * result_.weight_bytes_per_token.median /
+                       (0.5e9 * (bandwidths[i] + bandwidths[i + 1])));
+    result_.paired_fraction = summarise(paired);
     const HiddenUnits after = model().hidden_units();
     if (after.seen > before.seen)
       result_.active_share = static_cast<double>(after.active - before.active) /
@@ -202,7 +210,7 @@ class Bench {
     }
     std::vector<double> tok_s;
     const Timer all;
-    while (another(tok_s.size(), full, all)) tok_s.push_back(prefill(tokens));
+    while (another(tok_s.size(), full, all.seconds())) tok_s.push_back(prefill(tokens));
     result_.prefill_tokens = tokens;
     result_.prefill_tok_s = summarise(tok_s);
   }
@@ -215,12 +223,18 @@ class Bench {
       const int tokens = options_.tokens > 0 ? options_.tokens : steps;
       std::vector<double> tok_s;
       const Timer all;
-      while (another(tok_s.size(), options_.runs > 0, all)) tok_s.push_back(decode(states, tokens));
+      while (another(tok_s.size(), options_.runs > 0, all.seconds()))
+        tok_s.push_back(decode(states, tokens));
       result_.batch.push_back({rows, summarise(tok_s)});
     }
   }
 
-  void measure_bandwidth() { probe_.measure(std::max(result_.threads, 1), bandwidth_); }
+  double measure_bandwidth() {
+    BandwidthSamples samples;
+    probe_.measure(std::max(result_.threads, 1), samples);
+    bandwidth_.append(samples);
+    return samples.best().median;
+  }
 
   void summarise_bandwidth() {
     result_.read_bandwidth_gb_s = bandwidth_.best();

@@ -36,8 +36,11 @@ struct Result {
   std::vector<BatchResult> batch;
   Figure peak_rss_bytes;
   Figure weight_bytes_per_token;
-  Figure read_bandwidth_gb_s;  ///< of the faster loop, before and after the model ran
+  Figure read_bandwidth_gb_s;  ///< of the faster loop, before and after every decode run
   Figure bandwidth_fraction;   ///< decode_tok_s * weight_bytes_per_token / median bandwidth
+  /// The same, run by run with the bandwidth measured right before and after it: what holds where
+  /// the bandwidth of a shared machine changes by the second.
+  Figure paired_fraction;
   /// Hidden units of channel mixes that were not zero while decoding; negative where all weights
   /// are read. The weights of the others are left out, which bandwidth_fraction does not see: it
   /// tells how many times as fast as a dense program at the roof this one is.

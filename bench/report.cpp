@@ -64,6 +64,7 @@ std::string table(const Result& r) {
   out += row("weights a token", r.weight_bytes_per_token.scaled(1e-6), "MB", 1);
   out += row("read bandwidth", r.read_bandwidth_gb_s, "GB/s", 2);
   out += row("of the bandwidth", r.bandwidth_fraction.scaled(100), "%", 1);
+  out += row("  run by run", r.paired_fraction.scaled(100), "%", 1);
   if (r.active_share >= 0)
     out += row("hidden units not zero", exactly(100 * r.active_share), "%, the others skipped", 1);
   out += row("CPU share", r.cpu_share.scaled(100), "%", 1);
@@ -107,6 +108,7 @@ std::string json(const Result& r) {
   add("weight_bytes_per_token", object(r.weight_bytes_per_token));
   add("read_bandwidth_gb_s", object(r.read_bandwidth_gb_s));
   add("bandwidth_fraction", object(r.bandwidth_fraction));
+  add("paired_fraction", object(r.paired_fraction));
   add("active_share", r.active_share >= 0 ? number(r.active_share) : "null");
   add("cpu_share", object(r.cpu_share));
   return out + "}\n";
