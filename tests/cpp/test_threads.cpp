@@ -4,6 +4,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -15,9 +16,11 @@
 
 #include "core/cpu_set.h"
 #include "core/thread_pool.h"
+#include "cpu/shares.h"
 #include "wkv/types.h"
 
 using wkv::ThreadPool;
+using wkv::cpu::Shares;
 
 namespace {
 
@@ -164,4 +167,35 @@ TEST_CASE("parts of a whole, which may throw") {
                     std::range_error);
     check_runs(pool, 10);
   }
+}
+
+TEST_CASE("every unit of shared work is taken once, by whoever has time") {
+  ThreadPool pool(4);
+  Shares shares(4);
+  for (const int units : {0, 1, 3, 64, 1001}) {
+    for (const int least : {1, 4, 100}) {
+      for (int i = 0; i < 4; ++i) shares.give(i, units * i / 4, units * (i + 1) / 4);
+      std::vector<int> taken(static_cast<std::size_t>(units));  // not atomic on purpose
+      auto work = [&](int index, int) noexcept {
+        int begin = 0;
+        int end = 0;
+        while (shares.take(index, least, begin, end))
+          for (int unit = begin; unit < end; ++unit) ++taken[static_cast<std::size_t>(unit)];
+      };
+      pool.run(work);
+      CHECK(std::count(taken.begin(), taken.end(), 1) == units);
+    }
+  }
+}
+
+TEST_CASE("a thread finishes what another has not begun") {
+  Shares shares(2);
+  shares.give(0, 0, 10);
+  shares.give(1, 10, 20);
+  int begin = 0;
+  int end = 0;
+  std::vector<int> owned;
+  while (shares.take(0, 2, begin, end)) owned.push_back(end - begin);
+  CHECK(owned == std::vector<int>{5, 3, 2, 5, 3, 2});
+  CHECK(!shares.take(1, 2, begin, end));
 }

@@ -42,7 +42,8 @@ CpuBackend::CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_z
     : kernels_(kernels),
       skip_zeros_(skip_zeros),
       precision_(precision),
-      pool_(threads > 0 ? threads : usable_cores()) {}
+      pool_(threads > 0 ? threads : usable_cores()),
+      shares_(pool_.threads()) {}
 
 std::string CpuBackend::name() const {
   const int n = pool_.threads();

@@ -8,6 +8,7 @@
 
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
+#include "cpu/shares.h"
 #include "ops/backend.h"
 #include "wkv/wkv.hpp"
 
@@ -93,6 +94,7 @@ class CpuBackend final : public Backend {
   std::vector<float> scratch_;                    // a part per thread
   Buffer packed_x_;                               // linear(): x of many rows as gemm reads it
   std::vector<Buffer> matmul_scratch_;            // linear(): a part per thread
+  Shares shares_;                                 // linear(): blocks of outputs, parts of inputs
   Buffer sparse_sums_;                            // of sparse(): [parts][rows][out]
   HiddenUnits hidden_units_;
 };

@@ -27,6 +27,8 @@ constexpr std::size_t kMaxJobs = 16;
 constexpr std::int64_t kGrain = 16384;
 /// How much cheaper a multiply-add of a narrow product is, at least.
 constexpr std::int64_t kNarrowSpeed = 4;
+/// Blocks that a thread takes at once, at least: 128 outputs, a group of gemm.
+constexpr int kLeastBlocks = 4;
 
 WeightType weight_type(const Matrix& w) {
   switch (w.dtype) {
@@ -55,6 +57,7 @@ struct Job {
   const GemmKernels* gemm = nullptr;  ///< the table's, or the narrow ones that take it
   std::int64_t cost = 0;              ///< of one block of kOutBlock outputs
   std::int64_t cost_before = 0;       ///< of the jobs before it
+  int blocks_before = 0;              ///< likewise
   std::size_t packed = 0;             ///< offset of its packed x in bytes
   int pack_units = 0;                 ///< 0 if it shares the packed x of an earlier job
 
@@ -120,13 +123,18 @@ bool same_packed_x(const Job& a, const Job& b, const MatmulKernels& kernels) {
          (a.gemm == &kernels.gemm || a.args.type == b.args.type);
 }
 
-/// The first block of `job` that thread `index` of `threads` owns: the one whose middle lies in the
-/// thread's share of the cost of the whole group. Fixed for given shapes, so a thread meets the
-/// same weights at every token.
-int first_block(const Job& job, std::int64_t total, int index, int threads) {
-  const std::int64_t share = total * index / threads - job.cost_before;
-  const std::int64_t block = (2 * share + job.cost) / (2 * job.cost);
-  return static_cast<int>(std::clamp<std::int64_t>(block, 0, job.blocks()));
+/// The first block of the group that thread `index` of `threads` owns: the one whose middle lies in
+/// the thread's share of the cost. Fixed for given shapes, so a thread meets the same weights at
+/// every token.
+int first_block(std::span<const Job> jobs, std::int64_t total, int index, int threads) {
+  int first = 0;
+  for (const Job& job : jobs) {
+    if (job.kernel == Job::Kernel::sparse) continue;
+    const std::int64_t share = total * index / threads - job.cost_before;
+    const std::int64_t block = (2 * share + job.cost) / (2 * job.cost);
+    first += static_cast<int>(std::clamp<std::int64_t>(block, 0, job.blocks()));
+  }
+  return first;
 }
 
 }  // namespace
@@ -137,7 +145,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   WKV_CHECK(group.size() <= kMaxJobs, internal, "[linear] a group of ", group.size(), " products");
   std::size_t n = 0, scratch_bytes = 0, packed_bytes = 0;
   std::int64_t total = 0;
-  int pack_units = 0;
+  int pack_units = 0, blocks = 0;
   for (const LinearJob& from : group) {
     Job& job = storage[n] = make_job(from, precision_);
     if (job.args.rows == 0) continue;
@@ -150,7 +158,11 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
       job.kernel = kernel_of(job.args, kernels);
     }
     job.cost_before = total;
-    if (job.kernel != Job::Kernel::sparse) total += job.cost * job.blocks();
+    job.blocks_before = blocks;
+    if (job.kernel != Job::Kernel::sparse) {
+      total += job.cost * job.blocks();
+      blocks += job.blocks();
+    }
     scratch_bytes = std::max(scratch_bytes, scratch_of(job, kernels));
     if (job.kernel == Job::Kernel::gemm) {
       const auto shares = [&](const Job& other) { return same_packed_x(other, job, kernels); };
@@ -193,28 +205,32 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
     pool_.run(pack);
   }
 
-  auto multiply = [&](int index, int threads) noexcept {
+  const int shared_by = total < kGrain ? 1 : pool_.threads();
+  for (int i = 0; i < shared_by; ++i)
+    shares_.give(i, first_block(jobs, total, i, shared_by),
+                 first_block(jobs, total, i + 1, shared_by));
+  auto multiply = [&](int index, int) noexcept {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
-    for (const Job& job : jobs) {
-      if (job.kernel == Job::Kernel::sparse) continue;
-      const int begin = first_block(job, total, index, threads) * kOutBlock;
-      const int end =
-          std::min(first_block(job, total, index + 1, threads) * kOutBlock, job.args.out);
-      if (begin >= end) continue;
-      switch (job.kernel) {
-        case Job::Kernel::gemv:
-          kernels.gemv(job.args, begin, end, scratch);
-          break;
-        case Job::Kernel::gemm:
+    const Job* prepared = nullptr;
+    int first = 0, last = 0;
+    while (shares_.take(index, shared_by == 1 ? blocks : kLeastBlocks, first, last)) {
+      for (const Job& job : jobs) {
+        const int begin = std::max(first - job.blocks_before, 0) * kOutBlock;
+        const int end = std::min((last - job.blocks_before) * kOutBlock, job.args.out);
+        if (job.kernel == Job::Kernel::sparse || begin >= end) continue;
+        if (job.kernel == Job::Kernel::gemm) {
           job.gemm->multiply(job.args, packed + job.packed, begin, end, scratch);
-          break;
-        case Job::Kernel::sparse:
-          break;
+          prepared = nullptr;
+          continue;
+        }
+        if (prepared != &job) kernels.gemv_prepare(job.args, scratch);
+        prepared = &job;
+        kernels.gemv(job.args, begin, end, scratch);
       }
     }
   };
   if (dense) {
-    if (total < kGrain)
+    if (shared_by == 1)
       multiply(0, 1);
     else
       pool_.run(multiply);
@@ -229,11 +245,16 @@ void CpuBackend::sparse(const MatmulArgs& args) {
   if (sparse_sums_.bytes() < bytes) sparse_sums_ = allocate_host(bytes);
   auto* sums = static_cast<float*>(sparse_sums_.data());
   std::array<int, kInputParts> active{};
-  auto add = [&](int index, int threads) noexcept {
+  const std::int64_t work = std::int64_t{args.rows} * args.in * args.out;
+  const int shared_by = work < kRowGrain ? 1 : pool_.threads();
+  for (int i = 0; i < shared_by; ++i)
+    shares_.give(i, kInputParts * i / shared_by, kInputParts * (i + 1) / shared_by);
+  auto add = [&](int index, int) noexcept {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
-    for (int part = kInputParts * index / threads; part < kInputParts * (index + 1) / threads;
-         ++part)
-      active[static_cast<std::size_t>(part)] = kernels.sparse_part(args, part, sums, scratch);
+    int first = 0, last = 0;
+    while (shares_.take(index, 1, first, last))
+      for (int part = first; part < last; ++part)
+        active[static_cast<std::size_t>(part)] = kernels.sparse_part(args, part, sums, scratch);
   };
   const int blocks = (args.out + kOutBlock - 1) / kOutBlock;
   auto finish = [&](int index, int threads) noexcept {
@@ -241,7 +262,7 @@ void CpuBackend::sparse(const MatmulArgs& args) {
     const int end = std::min(blocks * (index + 1) / threads * kOutBlock, args.out);
     if (begin < end) kernels.sparse_finish(args, sums, begin, end);
   };
-  dispatch(pool_, std::int64_t{args.rows} * args.in * args.out, add);
+  dispatch(pool_, work, add);
   dispatch(pool_, std::int64_t{args.rows} * kInputParts * args.out, finish);
   hidden_units_.seen += args.in;
   for (const int n : active) hidden_units_.active += n;

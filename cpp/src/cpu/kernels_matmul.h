@@ -96,9 +96,11 @@ struct GemmKernels {
 struct MatmulKernels {
   int gemm_min_rows[kWeightTypes];
   int sparse_max_rows;
-  /// Products of few rows with outputs [begin, end). Every weight is read once and converted in
-  /// registers. `scratch`: gemv_scratch(args) bytes, 64-byte aligned.
+  /// Products of few rows. gemv_prepare() puts x into the order of the weights; gemv() then makes
+  /// outputs [begin, end), in any number of calls: every weight is read once and converted in
+  /// registers. `scratch`: gemv_scratch(args) bytes of one thread, 64-byte aligned.
   size_t (*gemv_scratch)(const MatmulArgs& args);
+  void (*gemv_prepare)(const MatmulArgs& args, void* scratch);
   void (*gemv)(const MatmulArgs& args, int begin, int end, void* scratch);
   /// Products with W input-major of up to `sparse_max_rows` rows: weights of inputs that are zero
   /// in all rows are not read. The inputs are cut into kInputParts parts, each of which

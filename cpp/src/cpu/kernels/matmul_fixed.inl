@@ -10,6 +10,15 @@
 namespace wkv::cpu {
 namespace {
 
+/// What gemv_prepare() leaves for gemv() at the beginning of the scratch memory.
+struct GemvHead {
+  bool fixed;    ///< x is in fixed point
+  float step;    ///< of the one row of 8-bit codes
+  RowSums sums;  ///< likewise
+};
+constexpr size_t kHeadBytes = 64;
+static_assert(sizeof(GemvHead) <= kHeadBytes);
+
 /// Bytes before its use that a line is asked for, into L2, where a core holds more outstanding
 /// lines than in L1, and from there. Two threads of Zen 4, int8, of 64 GB/s: 29 without, 25 with 4
 /// KiB into L1 alone, 58 so.
@@ -84,47 +93,36 @@ inline size_t fixed_x_bytes(int in) {
          fixed_segment_bytes<C>(in % kSegment);
 }
 
-/// Inputs [k0, k0 + n) of a segment: products[r] (+)= step times those of row r of RW rows of W.
-template <class C, int RW>
-void fixed_tile(const MatmulArgs& a, int row, const unsigned char* x, float step, int k0, int n,
-                float* products) {
-  typename C::template Sums<RW> sums(x);
+/// Step times the products of inputs [k0, k0 + n), those of a segment, of a row of W. One row at a
+/// time: two share the loads of x but are two streams. GB/s of two threads of Zen 3, of 35: 21 with
+/// two rows, 28 with one.
+template <class C>
+float fixed_row(const MatmulArgs& a, int row, const unsigned char* x, float step, int k0, int n) {
+  typename C::Sums sums(x);
   x += C::kHeadBytes;
-  const unsigned char* rows[RW];
-#pragma GCC unroll 4
-  for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes + k0;
-  // The same inputs of rows that follow, at least kFixedAhead bytes on.
-  const ptrdiff_t segment = (ptrdiff_t)RW * n;
-  const ptrdiff_t ahead = RW * ((kFixedAhead + segment - 1) / segment) * a.row_bytes;
+  const unsigned char* w = (const unsigned char*)a.w + row * a.row_bytes + k0;
+  // The same inputs of a row that follows, at least kFixedAhead bytes on.
+  const ptrdiff_t ahead = (kFixedAhead + n - 1) / n * a.row_bytes;
   int k = 0;
-  for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes) {
-#pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r)
+  for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes, w += C::kInputs) {
 #pragma GCC unroll 2
-      for (int line = 0; line < C::kInputs; line += 64) {
-        __builtin_prefetch(rows[r] + ahead + line, 0, 2);
-        __builtin_prefetch(rows[r] + kFixedNear + line, 0, 3);
-      }
-    sums.step(rows, x);
-#pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r) rows[r] += C::kInputs;
+    for (int line = 0; line < C::kInputs; line += 64) {
+      __builtin_prefetch(w + ahead + line, 0, 2);
+      __builtin_prefetch(w + kFixedNear + line, 0, 3);
+    }
+    sums.step(w, x);
   }
   if (k < n) {
-    unsigned char tail[RW][C::kInputs] = {};
-    for (int r = 0; r < RW; ++r) {
-      __builtin_memcpy(tail[r], rows[r], (size_t)(n - k));
-      rows[r] = tail[r];
-    }
-    sums.step(rows, x);
+    unsigned char tail[C::kInputs] = {};
+    __builtin_memcpy(tail, w, (size_t)(n - k));
+    sums.step(tail, x);
   }
-  for (int r = 0; r < RW; ++r)
-    products[r] = k0 > 0 ? products[r] + sums.total(r) * step : sums.total(r) * step;
+  return sums.total() * step;
 }
 
-/// False if fixed point does not hold x; nothing is written then.
+/// x of the product; false if fixed point does not hold it.
 template <class C>
-bool gemv_fixed_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
-  unsigned char* x = (unsigned char*)scratch;
+bool prepare_fixed_typed(const MatmulArgs& a, GemvHead* head, unsigned char* x) {
   int32_t most;
   if (!row_range(a.x, a.scales.in_scale, a.in, &most)) return false;
   const RowStep s(most, C::kBits);
@@ -132,39 +130,52 @@ bool gemv_fixed_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
     C::prepare(x + (k / kSegment) * fixed_segment_bytes<C>(kSegment), a.x + k,
                a.scales.in_scale ? a.scales.in_scale + k : nullptr,
                a.in - k < kSegment ? a.in - k : kSegment, s.inverse);
-  const RowSums sums = needs_sums(a.scales) ? row_sums(a.scales, a.x, a.in) : RowSums{};
+  head->step = s.step;
+  head->sums = needs_sums(a.scales) ? row_sums(a.scales, a.x, a.in) : RowSums{};
+  return true;
+}
+
+template <class C>
+void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& head,
+                      const unsigned char* x) {
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
+    ask_operands(a, j);
     float products[kOutBlock];
     for (int k = 0; k < a.in; k += kSegment) {
       const unsigned char* part = x + (k / kSegment) * fixed_segment_bytes<C>(kSegment);
       const int n = a.in - k < kSegment ? a.in - k : kSegment;
-      int r = j;
-      for (; r + C::kRows <= stop; r += C::kRows)
-        fixed_tile<C, C::kRows>(a, r, part, s.step, k, n, products + r - j);
-      for (; r < stop; ++r) fixed_tile<C, 1>(a, r, part, s.step, k, n, products + r - j);
+      for (int r = j; r < stop; ++r) {
+        const float product = fixed_row<C>(a, r, part, head.step, k, n);
+        products[r - j] = k > 0 ? products[r - j] + product : product;
+      }
     }
-    store_outputs(a, sums, products, 0, j, stop);
+    store_outputs(a, head.sums, products, 0, j, stop);
   }
-  return true;
 }
 
-/// False if fixed point does not hold x, for several rows and for other types; nothing is written
-/// then. With more rows, converting the codes to floats once for all is as fast.
-bool gemv_fixed(const MatmulArgs& a, int begin, int end, void* scratch) {
+/// False if fixed point does not hold x, for several rows and for other types. With more rows,
+/// converting the codes to floats once for all is as fast.
+bool prepare_fixed(const MatmulArgs& a, GemvHead* head, void* x) {
   if (a.rows != 1) return false;
-  if (a.type == kWeightI8)
-    return gemv_fixed_typed<FixedByte</*kSigned=*/true>>(a, begin, end, scratch);
-  if (a.type == kWeightU8)
-    return gemv_fixed_typed<FixedByte</*kSigned=*/false>>(a, begin, end, scratch);
+  if (a.type == kWeightI8) return prepare_fixed_typed<FixedByte<true>>(a, head, (unsigned char*)x);
+  if (a.type == kWeightU8) return prepare_fixed_typed<FixedByte<false>>(a, head, (unsigned char*)x);
   return false;
+}
+
+void gemv_fixed(const MatmulArgs& a, int begin, int end, const GemvHead& head, const void* x) {
+  if (a.type == kWeightI8)
+    gemv_fixed_typed<FixedByte</*kSigned=*/true>>(a, begin, end, head, (const unsigned char*)x);
+  else
+    gemv_fixed_typed<FixedByte</*kSigned=*/false>>(a, begin, end, head, (const unsigned char*)x);
 }
 
 size_t fixed_scratch(const MatmulArgs& a) { return fixed_x_bytes<FixedByte<true>>(a.in); }
 
 #else
 
-bool gemv_fixed(const MatmulArgs&, int, int, void*) { return false; }
+bool prepare_fixed(const MatmulArgs&, GemvHead*, void*) { return false; }
+void gemv_fixed(const MatmulArgs&, int, int, const GemvHead&, const void*) {}
 size_t fixed_scratch(const MatmulArgs&) { return 0; }
 
 #endif

@@ -9,19 +9,20 @@ namespace {
 inline __m256i load_bytes(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
 inline void store_bytes(void* p, __m256i v) { _mm256_storeu_si256((__m256i*)p, v); }
 
-/// One code a byte. x is two digits of base 2^15 in -2^14..2^14 (29 bits): a step is [high even,
-/// high odd, low even, low odd][16 inputs] of 16 bits.
+/// One code a byte. x is two digits of base 2^15 in -2^14..2^14 (29 bits): a step is the two halves
+/// of a line, each [high even, high odd, low even, low odd][16 inputs] of 16 bits.
 template <bool kSigned>
 struct FixedByte {
   static constexpr int kBits = 29;
-  static constexpr int kInputs = 32;
-  static constexpr int kXBytes = 4 * 32, kHeadBytes = 0;
-  static constexpr int kRows = 2;
+  static constexpr int kInputs = 64;
+  static constexpr int kHalfBytes = 4 * 32;  // x of half a line
+  static constexpr int kXBytes = 2 * kHalfBytes, kHeadBytes = 0;
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,
                       float inverse) {
     const __m256i half = _mm256_set1_epi32(1 << 14);
-    for (int k = 0; k < in; k += kInputs, to += kXBytes) {
+    const int end = (int)round_up((size_t)in, kInputs);
+    for (int k = 0; k < end; k += 32, to += kHalfBytes) {
       __m256i high[4], low[4];
 #pragma GCC unroll 4
       for (int part = 0; part < 4; ++part) {
@@ -48,20 +49,17 @@ struct FixedByte {
     return _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
   }
 
-  template <int RW>
   struct Sums {
     // 4 products of at most 255 * 2^14 for every 32 inputs go to a lane: 2^31 after 4112 inputs.
     static_assert(kSegment <= 4096);
-    __m256i high[RW] = {}, low[RW] = {};
+    __m256i high{}, low{};
 
     explicit Sums(const unsigned char*) {}
-    inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
+    inline __attribute__((always_inline)) void step(const unsigned char* row,
                                                     const unsigned char* x) {
-      const __m256i high_even = load_bytes(x), high_odd = load_bytes(x + 32);
-      const __m256i low_even = load_bytes(x + 64), low_odd = load_bytes(x + 96);
-#pragma GCC unroll 4
-      for (int r = 0; r < RW; ++r) {
-        const __m256i codes = load_bytes(rows[r]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half, row += 32, x += kHalfBytes) {
+        const __m256i codes = load_bytes(row);
         __m256i even, odd;
         if constexpr (kSigned) {
           even = _mm256_srai_epi16(_mm256_slli_epi16(codes, 8), 8);
@@ -70,14 +68,16 @@ struct FixedByte {
           even = _mm256_and_si256(codes, _mm256_set1_epi16(0xff));
           odd = _mm256_srli_epi16(codes, 8);
         }
-        high[r] = _mm256_add_epi32(high[r], _mm256_add_epi32(_mm256_madd_epi16(even, high_even),
-                                                             _mm256_madd_epi16(odd, high_odd)));
-        low[r] = _mm256_add_epi32(low[r], _mm256_add_epi32(_mm256_madd_epi16(even, low_even),
-                                                           _mm256_madd_epi16(odd, low_odd)));
+        const auto both = [&](const unsigned char* digit) {
+          return _mm256_add_epi32(_mm256_madd_epi16(even, load_bytes(digit)),
+                                  _mm256_madd_epi16(odd, load_bytes(digit + 32)));
+        };
+        high = _mm256_add_epi32(high, both(x));
+        low = _mm256_add_epi32(low, both(x + 64));
       }
     }
-    float total(int r) const {
-      return sum((f32v)_mm256_cvtepi32_ps(high[r]) * 32768.0f + (f32v)_mm256_cvtepi32_ps(low[r]));
+    float total() const {
+      return sum((f32v)_mm256_cvtepi32_ps(high) * 32768.0f + (f32v)_mm256_cvtepi32_ps(low));
     }
   };
 };

@@ -20,7 +20,6 @@ struct FixedByte {
   static constexpr int kDigits = 4, kBits = 30, kLines = 2;
   static constexpr int kInputs = kLines * 64;
   static constexpr int kXBytes = kLines * kDigits * 64, kHeadBytes = kDigits * 64;
-  static constexpr int kRows = 1;
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,
                       float inverse) {
@@ -47,27 +46,25 @@ struct FixedByte {
       _mm512_storeu_si512(to + 64 * d, _mm512_sub_epi32(__m512i{}, _mm512_slli_epi32(sums[d], 7)));
   }
 
-  template <int RW>
   struct Sums {
-    static_assert(RW == 1);
     __m512i digits[kLines][kDigits] = {};  // 4096 inputs of 255 * 128 stay below 2^31
 
     explicit Sums(const unsigned char* head) {
 #pragma GCC unroll 4
       for (int d = 0; d < kDigits; ++d) digits[0][d] = load_bytes(head + 64 * d);
     }
-    inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
+    inline __attribute__((always_inline)) void step(const unsigned char* row,
                                                     const unsigned char* x) {
 #pragma GCC unroll 4
       for (int line = 0; line < kLines; ++line, x += kDigits * 64) {
-        __m512i codes = load_bytes(rows[0] + 64 * line);
+        __m512i codes = load_bytes(row + 64 * line);
         if constexpr (kSigned) codes = _mm512_xor_si512(codes, _mm512_set1_epi8((char)0x80));
 #pragma GCC unroll 4
         for (int d = 0; d < kDigits; ++d)
           digits[line][d] = _mm512_dpbusd_epi32(digits[line][d], codes, load_bytes(x + 64 * d));
       }
     }
-    float total(int) const {
+    float total() const {
       f32v t{};
       for (int d = kDigits - 1; d >= 0; --d)
         t = t * 256.0f + (f32v)_mm512_cvtepi32_ps(_mm512_add_epi32(digits[0][d], digits[1][d]));

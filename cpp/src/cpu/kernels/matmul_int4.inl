@@ -233,7 +233,6 @@ struct PreparedX4 {
   float* steps;       ///< [rows]
   float* products;    ///< [rows][kOutBlock]
   RowSums* sums;      ///< [rows]
-  bool is_fixed = false;
 
   static size_t bytes(const MatmulArgs& a) {
     const size_t groups = (size_t)groups_of(a);
@@ -249,12 +248,17 @@ struct PreparedX4 {
     steps = floats + rows * groups * kGroupFloats;
     products = steps + rows;
     sums = (RowSums*)(products + rows * kOutBlock);
+  }
+
+  /// Whether x is in fixed point; it is floats otherwise.
+  bool prepare(const MatmulArgs& a) {
+    const ptrdiff_t groups = groups_of(a);
     for (int m = 0; m < a.rows; ++m) {
       const float* row = a.x + m * a.x_stride;
       sums[m] = needs_sums(a.scales) ? row_sums(a.scales, row, a.in) : RowSums{};
     }
 #if defined(__AVX2__)
-    is_fixed = a.in <= 1 << 16;
+    bool is_fixed = a.in <= 1 << 16;
     for (int m = 0; m < a.rows && is_fixed; ++m) {
       const float* row = a.x + m * a.x_stride;
       int32_t most;
@@ -273,8 +277,8 @@ struct PreparedX4 {
 #endif
       }
     }
+    if (is_fixed) return true;
 #endif
-    if (is_fixed) return;
     for (int m = 0; m < a.rows; ++m)
       for (int g = 0; g < groups; ++g) {
         float* to = floats + (m * groups + g) * kGroupFloats;
@@ -289,11 +293,12 @@ struct PreparedX4 {
         }
         to[kInt4Group] = sum(sum_of_8);
       }
+    return false;
   }
 
   /// products[first + m][at + output] of RX rows from `first` on.
   template <int RX>
-  void multiply(const MatmulArgs& a, int strip, int first, int at) {
+  void multiply(const MatmulArgs& a, [[maybe_unused]] bool is_fixed, int strip, int first, int at) {
     const int groups = groups_of(a);
     float out[RX * kStrip];
     const Strip s = strip_at(a, strip);
@@ -321,26 +326,27 @@ constexpr int kMaxX4 = 4;
 constexpr int kMaxX4 = 1;
 #endif
 
-void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch) {
+void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_fixed) {
   PreparedX4 x(a, scratch);
   const int parts = (a.rows + kMaxX4 - 1) / kMaxX4;
   for (int j = begin; j < end; j += kOutBlock) {
+    ask_operands(a, j);
     for (int at = 0; at < kOutBlock && j + at < end; at += kStrip) {
       const int strip = (j + at) / kStrip;
       for (int part = 0; part < parts; ++part) {
         const int first = a.rows * part / parts;
         switch (a.rows * (part + 1) / parts - first) {
           case 1:
-            x.multiply<1>(a, strip, first, at);
+            x.multiply<1>(a, is_fixed, strip, first, at);
             break;
           case 2:
-            if constexpr (kMaxX4 >= 2) x.multiply<2>(a, strip, first, at);
+            if constexpr (kMaxX4 >= 2) x.multiply<2>(a, is_fixed, strip, first, at);
             break;
           case 3:
-            if constexpr (kMaxX4 >= 3) x.multiply<3>(a, strip, first, at);
+            if constexpr (kMaxX4 >= 3) x.multiply<3>(a, is_fixed, strip, first, at);
             break;
           default:
-            if constexpr (kMaxX4 >= 4) x.multiply<4>(a, strip, first, at);
+            if constexpr (kMaxX4 >= 4) x.multiply<4>(a, is_fixed, strip, first, at);
         }
       }
     }
