@@ -379,3 +379,10 @@ class TestMakeWorldVocab:
         result = self.run("--vocab", str(tmp_path / "none"), "-o", str(tmp_path / "x.cpp"))
         assert result.returncode == 1
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"]], ids=str)
+def test_no_text(text: object) -> None:
+    for tokenizer in (wkv.Tokenizer.world(), wkv.Tokenizer.bytes(), wkv.Tokenizer.abc()):
+        with pytest.raises(TypeError, match="must be str or bytes, got"):
+            tokenizer.encode(text)  # type: ignore[arg-type]
