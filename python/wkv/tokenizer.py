@@ -124,7 +124,9 @@ class Tokenizer(ABC):
         """The ids of a text; ``bytes`` are taken as they are, or as UTF-8.
 
         Raises:
-            ValueError: The text has something that the vocabulary lacks (never in the World).
+            ValueError: The text has something that the vocabulary lacks (never in the World), or
+                is a str with half of a surrogate pair, which has no UTF-8.
+            TypeError: Neither str nor bytes.
         """
 
     def encode_array(self, text: str | Bytes) -> NDArray[np.int32]:
