@@ -109,6 +109,16 @@ py::object exception_class(const char* name) {
   return py::module_::import("wkv.errors").attr(name);
 }
 
+/// A message may quote the name of a file, which is any bytes.
+py::object message_of(const Error& error) {
+  const std::string_view text = error.what();
+  const auto size = static_cast<py::ssize_t>(text.size());
+  auto message = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(text.data(), size, "backslashreplace"));
+  if (!message) throw py::error_already_set();
+  return message;
+}
+
 std::vector<Token> read_tokens(py::handle ids, const char* place) {
   PyObject* object = ids.ptr();
   if (PyList_CheckExact(object) || PyTuple_CheckExact(object)) {
@@ -157,28 +167,29 @@ std::span<float> span_of(Floats& array) {
 }
 
 void set_python_error(const Error& error) {
-  const char* message = error.what();
+  const py::object message = message_of(error);
+  const auto set = [&](py::handle type) { PyErr_SetObject(type.ptr(), message.ptr()); };
   switch (error.code()) {
     case ErrorCode::invalid_argument:
-      return PyErr_SetString(PyExc_ValueError, message);
+      return set(PyExc_ValueError);
     case ErrorCode::io:
-      return PyErr_SetString(PyExc_OSError, message);
+      return set(PyExc_OSError);
     case ErrorCode::bad_model:
-      return PyErr_SetString(exception_class("ModelFormatError").ptr(), message);
+      return set(exception_class("ModelFormatError"));
     case ErrorCode::unsupported:
-      return PyErr_SetString(exception_class("UnsupportedError").ptr(), message);
+      return set(exception_class("UnsupportedError"));
     case ErrorCode::context_full:
-      return PyErr_SetString(exception_class("ContextLengthError").ptr(), message);
+      return set(exception_class("ContextLengthError"));
     case ErrorCode::out_of_memory:
-      return PyErr_SetString(PyExc_MemoryError, message);
+      return set(PyExc_MemoryError);
     case ErrorCode::device:
-      return PyErr_SetString(exception_class("DeviceError").ptr(), message);
+      return set(exception_class("DeviceError"));
     case ErrorCode::cancelled:
-      return PyErr_SetString(PyExc_KeyboardInterrupt, message);
+      return set(PyExc_KeyboardInterrupt);
     case ErrorCode::internal:
       break;
   }
-  PyErr_SetString(PyExc_RuntimeError, message);
+  set(PyExc_RuntimeError);
 }
 
 void raise_os_error(const Error& error, const std::filesystem::path& path) {
@@ -206,7 +217,7 @@ void raise_os_error(const Error& error, const std::filesystem::path& path) {
     number = EACCES;
   }
   // One argument keeps str(e) the library's sentence; errno is set beside it.
-  const py::object exception = py::handle(kind)(error.what());
+  const py::object exception = py::handle(kind)(message_of(error));
   exception.attr("errno") = number;
   PyErr_SetObject(kind, exception.ptr());
   throw py::error_already_set();

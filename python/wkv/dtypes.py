@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 from . import _core
+from .arguments import file_path
 from .progress import Progress, reporter
 
 __all__ = ["DTypeName", "DTypePlan", "convert"]
@@ -66,5 +67,6 @@ def convert(
         OSError: The output cannot be written.
         MemoryError: It does not fit.
     """
+    source, target = file_path("convert", path), file_path("convert", output)
     with reporter(progress, "converting", "B") as callback:
-        _core.convert(path, output, plan_text(dtype), callback)
+        _core.convert(source, target, plan_text(dtype), callback)

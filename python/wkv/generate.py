@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from .arguments import integer, text
 from .sampling import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def generate(
 
     Raises:
         ValueError: An empty prompt, stop string, or a parameter out of range.
+        TypeError: A parameter of another type.
     """
     return Generation(
         model,
@@ -153,17 +155,20 @@ class Generation(Iterator[str]):
             unread = tokenizer.encode(prompt)
             _check_vocabulary(model, tokenizer, unread)
         else:
-            unread = [int(token) for token in prompt]
+            unread = [integer("generate", "a token", token) for token in prompt]
         if not unread and logits is None:
             raise ValueError(
                 "[generate] the prompt is empty: give text, token ids, or the logits to go on from "
                 "(to begin with nothing, give [0], the end of the text before)"
             )
-        if max_tokens is not None and max_tokens < 0:
+        if max_tokens is not None and integer("generate", "max_tokens", max_tokens) < 0:
             raise ValueError(f"[generate] max_tokens must not be negative, got {max_tokens}")
+        if not isinstance(sampling, Sampling):
+            raise TypeError(f"[generate] sampling must be a wkv.Sampling, got {sampling!r}")
         self._stops = [stop] if isinstance(stop, str) else list(stop)
-        if "" in self._stops:
-            raise ValueError("[generate] a stop string is empty")
+        for one in self._stops:
+            if not text("generate", "a stop string", one):
+                raise ValueError("[generate] a stop string is empty")
         if token_stop is None:
             end = tokenizer.eos_id
             token_stop = [] if end is None else [end]
@@ -175,7 +180,9 @@ class Generation(Iterator[str]):
         self._model = model
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
-        self._token_stop = frozenset(int(token) for token in token_stop)
+        self._token_stop = frozenset(
+            integer("generate", "a token of token_stop", token) for token in token_stop
+        )
         self._progress = progress
         self._on_logits = on_logits
         self._state = model.new_state() if state is None else state

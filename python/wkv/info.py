@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from . import _core
+from .arguments import file_path
 
 __all__ = ["Device", "Isa", "ModelInfo", "devices", "inspect", "isas"]
 
@@ -90,4 +91,4 @@ def inspect(path: str | os.PathLike[str]) -> ModelInfo:
         ModelFormatError: The file is malformed or no RWKV checkpoint.
         UnsupportedError: A variant that is known but not run.
     """
-    return ModelInfo(**_core.Checkpoint.open(path).info())
+    return ModelInfo(**_core.Checkpoint.open(file_path("inspect", path)).info())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from . import _core
+from .arguments import file_path, text, thread_count
 from .dtypes import DTypeName, DTypePlan, plan_text
 from .info import ModelInfo
 from .progress import Progress, reporter
@@ -35,12 +36,11 @@ def _want(logits: str) -> int:
         ) from None
 
 
-def _check_threads(threads: int | None) -> int:
-    if threads is None:
-        return 0
-    if threads < 1:
-        raise ValueError(f"[load] threads must be at least 1, got {threads}")
-    return threads
+def _check_state(place: str, state: object) -> None:
+    if not isinstance(state, State):
+        raise TypeError(
+            f"[{place}] a state must be a wkv.State such as model.new_state(), got {state!r}"
+        )
 
 
 class Model:
@@ -124,19 +124,19 @@ class Model:
                 its alpha, or a version that the tensors are not of.
             MemoryError: It does not fit.
         """
-        file = _core.Checkpoint.open(path)
+        file = _core.Checkpoint.open(file_path("load", path))
         if version is not None:
-            file = file.with_version(version)
+            file = file.with_version(text("load", "version", version))
         if (lora is None) != (lora_alpha is None):
             raise ValueError("[load] lora and lora_alpha go together: the file tells no alpha")
         if lora is not None and lora_alpha is not None:
-            file = file.with_lora(_core.Checkpoint.open(lora), lora_alpha)
+            file = file.with_lora(_core.Checkpoint.open(file_path("load", lora)), lora_alpha)
         with reporter(progress, "loading", "B") as callback:
             native = _core.Model.load(
                 file,
-                device,
+                text("load", "device", device),
                 plan_text(dtype),
-                _check_threads(threads),
+                thread_count("load", threads),
                 skip_zeros,
                 matmul_precision,
                 callback,
@@ -176,9 +176,9 @@ class Model:
                 spec,
                 stored,
                 seed,
-                device,
+                text("load", "device", device),
                 plan_text(dtype),
-                _check_threads(threads),
+                thread_count("load", threads),
                 skip_zeros,
                 matmul_precision,
                 callback,
@@ -249,6 +249,7 @@ class Model:
         if state is None:
             self._initial = None
         else:
+            _check_state("set_initial_state", state)
             self._initial = self._native.state_from_bytes(state.to_bytes())
 
     def state_from_bytes(self, data: bytes | bytearray | memoryview) -> State:
@@ -296,6 +297,7 @@ class Model:
             ContextLengthError: A v1, v2 or v3 model is full; nothing was consumed.
         """
         want = 1 if logits == "last" else _want(logits)
+        _check_state("forward", state)
         native = state._native or state._bind(self._native)
         if state._tokens is not None:
             ids = _listed(ids)
@@ -331,6 +333,7 @@ class Model:
         Raises:
             ValueError: Another shape, or as :meth:`forward`; also if the state records tokens.
         """
+        _check_state("forward", state)
         if state._tokens is not None:
             raise ValueError("[forward] vectors have no token ids for a state that records them")
         result: NDArray[np.float32] = self._read(
@@ -475,6 +478,8 @@ class Model:
         """The native arguments of a batch; ids as lists if they are read twice."""
         if len(ids) != len(states):
             raise ValueError(f"[{place}] {len(ids)} lists of tokens, but {len(states)} states")
+        for state in states:
+            _check_state(place, state)
         listed = listed or any(state._tokens is not None for state in states)
         lists = [_listed(one) for one in ids] if listed else list(ids)
         return lists, [state._bind(self._native) for state in states]

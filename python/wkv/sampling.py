@@ -8,12 +8,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from . import _core
+from .arguments import integer, text
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Sampler", "Sampling"]
+
+
+_NUMBERS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical",
+    "top_a",
+    "top_a_power",
+    "top_p_x",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_decay",
+)
+
+
+def _check_number(name: str, value: object) -> None:
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        raise TypeError(f"[sampler] {name} must be a number, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,7 @@ class Sampling:
 
     Raises:
         ValueError: A parameter is out of its range.
+        TypeError: A parameter is no number.
     """
 
     temperature: float = 1.0
@@ -79,7 +100,16 @@ class Sampling:
         object.__setattr__(self, "uncounted", tuple(self.uncounted))
         object.__setattr__(self, "ban", tuple(self.ban))
         object.__setattr__(self, "bias", dict(self.bias))
-        if self.seed is not None and not 0 <= self.seed < 2**64:
+        for name in _NUMBERS:
+            _check_number(name, getattr(self, name))
+        for token, value in self.bias.items():
+            _check_number(f"bias[{token!r}]", value)
+        for name in ("uncounted", "ban", "bias"):
+            for token in getattr(self, name):
+                integer("sampler", f"a token of {name}", token, -(2**31), 2**31 - 1)
+        integer("sampler", "top_k", self.top_k, 0, 2**31 - 1)
+        text("sampler", "variant", self.variant)
+        if self.seed is not None and not 0 <= integer("sampler", "seed", self.seed) < 2**64:
             raise ValueError(f"[sampler] seed must be in [0, 2**64), got {self.seed}")
         self._native(0)  # checks the rest
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from .arguments import text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,21 +52,28 @@ def split_tokens(data: bytes) -> tuple[bytes, list[int] | None]:
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file whole or not at all: a crash at any moment leaves the old one."""
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    """Writes a file whole or not at all: a crash at any moment leaves the old one.
+
+    Raises:
+        OSError: The file cannot be written; it names ``path``.
+    """
+    target = Path(os.path.realpath(path))  # a rename onto a link would replace the link
+    temporary = target.parent / f".wkv-{secrets.token_hex(8)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
 
 
 class State:
@@ -161,7 +170,7 @@ class State:
         Raises:
             KeyError: There is no such part.
         """
-        return self._bound().get(name)
+        return self._bound().get(text("state", "the name of a part", name))
 
     def __setitem__(self, name: str, value: ArrayLike) -> None:
         """Overwrites a part; the value must have its shape.
@@ -170,7 +179,10 @@ class State:
             KeyError: There is no such part.
             ValueError: The shape is another, or a call is using the state.
         """
-        self._bound().set(name, value)
+        self._bound().set(text("state", "the name of a part", name), value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
 
     def __contains__(self, name: object) -> bool:
         return name in self.keys()

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core
+from .arguments import thread_count
 from .errors import ModelFormatError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class Tokenizer(ABC):
         """The ids of a text; ``bytes`` are taken as they are, or as UTF-8.
 
         Raises:
-            ValueError: The text has something that the vocabulary lacks (never in the World).
+            ValueError: The text has something that the vocabulary lacks (never in the World), or
+                is a str with half of a surrogate pair, which has no UTF-8.
+            TypeError: Neither str nor bytes.
         """
 
     def encode_array(self, text: str | Bytes) -> NDArray[np.int32]:
@@ -204,7 +207,7 @@ class _World(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | Bytes], threads: int | None = None
     ) -> list[list[int]]:
-        return self._native.encode_batch(texts, _check_threads(threads))
+        return self._native.encode_batch(texts, thread_count("tokenizer", threads))
 
     def decode_bytes(self, ids: Iterable[int]) -> Bytes:
         listed: Any = ids if hasattr(ids, "__len__") else list(ids)
@@ -367,7 +370,7 @@ class _HuggingFace(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | Bytes], threads: int | None = None
     ) -> list[list[int]]:
-        _check_threads(threads)  # the package has its own number
+        thread_count("tokenizer", threads)  # the package has its own number
         batch = self._tokenizer.encode_batch_fast(
             [_text(text) for text in texts], add_special_tokens=False
         )
@@ -457,16 +460,18 @@ def _load_json(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _utf8(text: str | Bytes) -> Bytes:
-    return text.encode("utf-8") if isinstance(text, str) else Bytes(text)
+    return text.encode("utf-8") if isinstance(text, str) else _bytes(text)
 
 
 def _text(text: str | Bytes) -> str:
-    return text if isinstance(text, str) else Bytes(text).decode("utf-8")
+    return text if isinstance(text, str) else _bytes(text).decode("utf-8")
 
 
-def _check_threads(threads: int | None) -> int:
-    if threads is None:
-        return 0
-    if threads < 1:
-        raise ValueError(f"[tokenizer] threads must be at least 1, got {threads}")
-    return threads
+def _bytes(text: Bytes) -> Bytes:
+    """A copy of a bytes-like object. (Of an int, bytes() would make as many zeros.)"""
+    try:
+        return Bytes(memoryview(text))
+    except TypeError:
+        raise TypeError(
+            f"[encode] the text must be str or bytes, got {type(text).__name__}"
+        ) from None

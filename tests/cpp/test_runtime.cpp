@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <numeric>
@@ -159,6 +160,36 @@ TEST_CASE("a cancelled forward leaves the state as it was") {
   CHECK(state.to_bytes() == before);
   CHECK(state.position() == 3);
   last_logits(model, some_tokens(2), state);  // and it is not locked
+}
+
+TEST_CASE("a cancelled batch puts back streams of one token as well") {
+  Model model = small_model("v7:2x128:97", 2, 8);
+  State one = model.new_state(), many = model.new_state();
+  last_logits(model, some_tokens(3), one);
+  const auto before = one.to_bytes(), new_one = many.to_bytes();
+  const std::vector<Token> single{5}, prompt = some_tokens(500);
+  const std::vector<Request> batch{{.tokens = single, .state = &one, .want = Logits::none},
+                                   {.tokens = prompt, .state = &many, .want = Logits::none}};
+  for (const std::int64_t rows : {1, 500}) {  // early, and when all is done
+    CAPTURE(rows);
+    const wkv::ForwardOptions stop{
+        .progress = [rows](std::int64_t done, std::int64_t) { return done < rows; }};
+    CHECK(code_of([&] { model.forward(batch, {}, stop); }) == ErrorCode::cancelled);
+    CHECK(one.to_bytes() == before);
+    CHECK(many.to_bytes() == new_one);
+  }
+}
+
+TEST_CASE("a state at an impossible position is refused") {
+  for (const char* spec : {"v1:2x64:50", "v7:2x128:97"}) {
+    Model model = small_model(spec);
+    std::vector<std::byte> blob = model.new_state().to_bytes();
+    for (const std::int64_t position : {std::int64_t{-1}, INT64_MIN, INT64_MAX, INT64_MAX - 7}) {
+      CAPTURE(position);
+      std::memcpy(blob.data() + 40, &position, sizeof position);
+      CHECK(code_of([&] { model.state_from_bytes(blob); }) == ErrorCode::invalid_argument);
+    }
+  }
 }
 
 TEST_CASE("bad requests are refused and change nothing") {

@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import select
 import shlex
 import signal
 import struct
@@ -271,3 +272,107 @@ def test_chat(bytes_model: str, tmp_path: Path) -> None:
     tokens = model.load_state(path).tokens
     assert tokens is not None
     assert bytes(tokens).startswith(b"User: hello\n\nAssistant:")
+
+
+def run_in_shell(
+    line: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Runs a line of bash, in which `wkv` stands for the command."""
+    wkv_command = f'wkv() {{ {shlex.quote(sys.executable)} -m wkv "$@"; }};'
+    return subprocess.run(
+        ["bash", "-c", f"{wkv_command} {line}", "bash", *arguments],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def test_prompts_are_bytes(bytes_model: str, tmp_path: Path) -> None:
+    """Whatever the encoding: an argument, a file and standard input are read as they are."""
+    file = tmp_path / "prompt"
+    file.write_bytes(b"a\xff\r\n")
+    options = '"$1" --tokenizer bytes --device cpu --max-tokens 4 --temperature 0 --echo'
+    for source in (
+        "wkv generate --prompt $'a\\xff\\r\\n' " + options,
+        'wkv generate --prompt-file "$2" ' + options,
+        'wkv generate < "$2" ' + options,
+    ):
+        done = run_in_shell(source, bytes_model, str(file))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(b"a\xff\r\n")
+
+
+def test_characters_that_the_output_lacks(bytes_model: str) -> None:
+    done = run_in_shell(
+        'wkv generate "$1" --tokenizer bytes --device cpu --prompt a --max-tokens 60 --seed 1 '
+        "--temperature 3 --top-p 1",
+        bytes_model,
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout  # U+FFFD, for one
+
+
+def test_closed_standard_streams(bytes_model: str) -> None:
+    done = run_in_shell('wkv info "$1" >&-', bytes_model)
+    assert done.returncode == 1
+    assert done.stderr == b"wkv: error: standard output is closed\n"
+    assert run_in_shell('wkv info "$1" <&- 2>&-', bytes_model).returncode == 0
+    done = run_in_shell('wkv generate "$1" --tokenizer bytes <&-', bytes_model)
+    assert done.returncode == 1
+    assert b"the prompt is empty" in done.stderr
+
+
+@pytest.mark.parametrize("option", ["--threads", "--top-k", "--seed"])
+def test_numbers_beyond_every_integer(bytes_model: str, option: str) -> None:
+    done = cli("generate", bytes_model, "--tokenizer", "bytes", "--prompt", "a", option, "9" * 30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("wkv: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_chat_of_broken_text(bytes_model: str) -> None:
+    """A message that is no UTF-8 is answered; the largest seed has a next one."""
+    done = run_in_shell(
+        "printf 'h\\xff\\nmore\\n' | wkv chat \"$1\" --tokenizer bytes --device cpu --max-tokens 4 "
+        "--seed 18446744073709551615",
+        bytes_model,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_in_a_conversation(bytes_model: str) -> None:
+    """On a terminal it ends the answer, be it a message's or /retry's, not the conversation."""
+    ours, theirs = pty.openpty()
+    seen = b""
+
+    def read_until(words: bytes, least: int = 0) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while words not in seen or len(seen) < least:
+            assert time.monotonic() < deadline, seen
+            if select.select([ours], [], [], 1)[0]:
+                seen += os.read(ours, 4096)
+
+    command = [
+        sys.executable, "-m", "wkv", "chat", bytes_model, "--tokenizer", "bytes",
+        "--device", "cpu", "--max-tokens", "100000000",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        os.close(theirs)
+        read_until(b"User: ")
+        for line in (b"hello\n", b"/retry\n"):
+            seen = b""
+            os.write(ours, line)
+            read_until(line.strip(), least=400)  # the answer is running
+            process.send_signal(signal.SIGINT)
+            read_until(b"(interrupted)")
+            seen = seen[seen.index(b"(interrupted)") :]
+            read_until(b"User: ")
+        os.write(ours, b"/quit\n")
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 0
+    os.close(ours)

@@ -116,3 +116,51 @@ def test_an_unreadable_file() -> None:
             if root:
                 os.seteuid(0)
         assert caught.value.errno == errno.EACCES
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    """Linux takes any bytes as the name of a file; messages show those that are no characters."""
+    path = os.fsencode(tmp_path) + b"/caf\xe9.pth"
+    with pytest.raises(FileNotFoundError, match=r"caf\\xe9"):
+        wkv.Model.load(os.fsdecode(path))
+    with open(path, "wb") as file:
+        file.write(b"no model")
+    with pytest.raises(wkv.ModelFormatError, match=r"caf\\xe9"):
+        wkv.Model.load(os.fsdecode(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"path": None}, TypeError, "the path must be a str or a Path, got None"),
+        ({"path": "a\0b"}, ValueError, "zero byte"),
+        ({"device": None}, TypeError, "device must be a str, got None"),
+        ({"device": 0}, TypeError, "device must be a str, got 0"),
+        ({"threads": "2"}, TypeError, "threads must be an integer, got '2'"),
+        ({"threads": 1.5}, TypeError, "threads must be an integer, got 1.5"),
+        ({"threads": 0}, ValueError, "threads must be at least 1"),
+        ({"threads": 2**40}, ValueError, "threads must be at most"),
+        ({"version": 7}, TypeError, "version must be a str, got 7"),
+    ],
+)
+def test_arguments_of_load(
+    golden: Path, arguments: dict[str, object], kind: type[Exception], words: str
+) -> None:
+    given: dict[str, object] = {"path": golden / "v7" / "model.pth", **arguments}
+    with pytest.raises(kind) as caught:
+        wkv.Model.load(**given)  # type: ignore[arg-type]
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [None, 5, [], "state"], ids=str)
+def test_no_state(model: wkv.Model, state: object) -> None:
+    """The `rwkv` package takes None for a new state, and lists."""
+    for call in (
+        lambda: model.forward([1], state),  # type: ignore[arg-type]
+        lambda: model.forward_batch([[1]], [state]),  # type: ignore[list-item]
+        lambda: model.hidden([[1]], [state]),  # type: ignore[list-item]
+        lambda: model.forward_vectors([[0.0] * model.info.n_embd], state),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"model\.new_state\(\), got"):
+            call()

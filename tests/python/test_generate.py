@@ -480,3 +480,21 @@ def test_with_a_real_model(world: Tokenizer, model: wkv.Model) -> None:
     np.testing.assert_allclose(out.logits, logits, rtol=1e-4, atol=1e-4)
     for name in fresh.keys():  # noqa: SIM118 - a State is no mapping
         np.testing.assert_allclose(state[name], fresh[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": [1.5]}, "a token must be an integer, got 1.5"),
+        ({"prompt": ["a"]}, "a token must be an integer, got 'a'"),
+        ({"max_tokens": 1.5}, "max_tokens must be an integer, got 1.5"),  # never reached
+        ({"stop": [b"a"]}, "a stop string must be a str, got b'a'"),
+        ({"token_stop": [1.5]}, "a token of token_stop must be an integer, got 1.5"),
+        ({"sampling": 0.5}, "sampling must be a wkv.Sampling, got 0.5"),
+    ],
+)
+def test_arguments_of_other_types(model: wkv.Model, arguments: dict[str, Any], words: str) -> None:
+    given: dict[str, Any] = {"prompt": [1], **arguments}
+    with pytest.raises(TypeError) as caught:
+        wkv.generate(model, wkv.Tokenizer.bytes(), **given)
+    assert words in str(caught.value)

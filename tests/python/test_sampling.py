@@ -211,6 +211,30 @@ def test_parameters_out_of_range(arguments: dict[str, Any], words: str) -> None:
         Sampling(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "kind", "words"),
+    [
+        ({"temperature": "1"}, TypeError, "temperature must be a number, got '1'"),
+        ({"top_p": None}, TypeError, "top_p must be a number, got None"),
+        ({"top_k": 1.5}, TypeError, "top_k must be an integer, got 1.5"),
+        ({"top_k": 2**31}, ValueError, "top_k must be at most"),
+        ({"bias": {"a": 1.0}}, TypeError, "a token of bias must be an integer, got 'a'"),
+        ({"bias": {1: "b"}}, TypeError, "bias[1] must be a number, got 'b'"),
+        ({"ban": [2**40]}, ValueError, "a token of ban must be at most"),
+        ({"uncounted": ["a"]}, TypeError, "a token of uncounted must be an integer"),
+        ({"variant": None}, TypeError, "variant must be a str, got None"),
+        ({"seed": 1.5}, TypeError, "seed must be an integer, got 1.5"),
+    ],
+)
+def test_parameters_of_other_types(
+    arguments: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        Sampling(**arguments)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_sampling_is_a_value() -> None:
     sampling = Sampling(top_p=0.5, ban=iter([1, 2]), bias={3: 1.0})
     assert sampling == Sampling(top_p=0.5, ban=(1, 2), bias={3: 1.0})

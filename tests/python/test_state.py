@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,14 @@ def test_parts(model: wkv.Model, state: wkv.State) -> None:
     assert "blocks.9.att.wkv" not in state
     assert state.nbytes == sum(4 * state[name].size for name in state.keys())  # noqa: SIM118
     assert f"position={len(IDS)}" in repr(state)
+
+
+def test_names_of_parts(state: wkv.State) -> None:
+    assert list(state) == state.keys()
+    assert set(dict(state)) == set(state.keys())  # type: ignore[call-overload]
+    for use in (lambda: state[0], lambda: state.__setitem__(0, 1.0)):  # type: ignore[index]
+        with pytest.raises(TypeError, match="name of a part must be a str, got 0"):
+            use()
 
 
 def test_assignment(model: wkv.Model, state: wkv.State) -> None:
@@ -159,6 +168,43 @@ def test_files(model: wkv.Model, state: wkv.State, tmp_path: Path) -> None:
         model.load_state(tmp_path / "b.state")
     with pytest.raises(FileNotFoundError):
         state.save(tmp_path / "missing" / "a.state")
+
+
+def test_files_that_cannot_be_written(state: wkv.State, tmp_path: Path) -> None:
+    """The error names the file that was asked for; nothing is left behind."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path, kind in (
+        (tmp_path / "none" / "a.state", FileNotFoundError),
+        (folder, IsADirectoryError),
+        (tmp_path / ("x" * 300), OSError),
+    ):
+        with pytest.raises(kind) as caught:
+            state.save(path)
+        assert caught.value.filename == str(path)
+        assert caught.value.filename2 is None
+    assert os.listdir(tmp_path) == ["folder"]
+    assert os.listdir(folder) == []
+
+
+def test_a_link_to_a_state(model: wkv.Model, state: wkv.State, tmp_path: Path) -> None:
+    """The file that a link points to is written; the link stays."""
+    (tmp_path / "link").symlink_to("target")
+    state.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert model.load_state(tmp_path / "target").position == state.position
+
+
+def test_saving_leaves_the_mask_of_the_process(state: wkv.State, tmp_path: Path) -> None:
+    """A mask changed for a moment would, with two threads, be left at 0."""
+    before = os.umask(0o027)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delattr(os, "umask")
+            state.save(tmp_path / "a")
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_an_interrupted_save_leaves_the_old_file(

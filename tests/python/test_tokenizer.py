@@ -379,3 +379,17 @@ class TestMakeWorldVocab:
         result = self.run("--vocab", str(tmp_path / "none"), "-o", str(tmp_path / "x.cpp"))
         assert result.returncode == 1
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", [None, 5, ["a"]], ids=str)
+def test_no_text(text: object) -> None:
+    for tokenizer in (wkv.Tokenizer.world(), wkv.Tokenizer.bytes(), wkv.Tokenizer.abc()):
+        with pytest.raises(TypeError, match="must be str or bytes, got"):
+            tokenizer.encode(text)  # type: ignore[arg-type]
+
+
+def test_half_of_a_surrogate_pair() -> None:
+    """A str such as json.loads() makes of broken input has no UTF-8: an error, never other text."""
+    for tokenizer in (wkv.Tokenizer.world(), wkv.Tokenizer.bytes(), wkv.Tokenizer.abc()):
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            tokenizer.encode("a\ud800")

@@ -19,15 +19,15 @@ struct Stream {
 /// The states of a call: locked, and put back as they were unless commit() is reached.
 class Transaction {
  public:
-  explicit Transaction(const std::vector<Stream>& streams) {
+  /// `copies`: whether the call can end half-way, cancelled or since a variant takes no vectors.
+  /// Against its two tokens or more a memcpy per state is cheap, also of those that read one.
+  Transaction(const std::vector<Stream>& streams, bool copies) {
     locks_.reserve(streams.size());
     for (const Stream& s : streams) locks_.emplace_back(*s.state);
-    // One memcpy per state against a prefill of at least two tokens; a single token cannot be
-    // cancelled half-way.
     for (const Stream& s : streams) {
       StateImpl& state = *s.state;
       Buffer copy;
-      if (s.rows > 1) {
+      if (copies) {
         copy = state.backend->allocate(state.bytes());
         state.backend->copy(copy.data(), state.data.data(), state.bytes());
       }
@@ -243,11 +243,11 @@ void Model::forward(std::span<const Request> requests, std::span<float> logits,
   const std::size_t rows = logits_rows(requests);
   detail::check_outputs(m, rows, logits.size(), options);
 
-  detail::Transaction transaction(streams);
+  const bool long_work = total > static_cast<std::int64_t>(streams.size());
+  detail::Transaction transaction(streams, long_work || !requests[0].vectors.empty());
   detail::check_context(m, streams);
   const std::lock_guard lock(m.mutex);
   detail::Poll poll(options.progress, "[forward]");
-  const bool long_work = total > static_cast<std::int64_t>(streams.size());
   std::int64_t done = 0;
   const std::function<void()> on_block = [&] {
     if (long_work) poll.report(done, total);

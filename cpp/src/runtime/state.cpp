@@ -32,8 +32,9 @@ struct Header {
 static_assert(sizeof(Header) == 64);
 
 constexpr std::array<char, 8> kMagic = {'W', 'K', 'V', 'S', 'T', 'A', 'T', 'E'};
-constexpr std::uint32_t kPlain = 1;   // formats: fp32,
-constexpr std::uint32_t kPacked = 2;  // and state_storage.h
+constexpr std::uint32_t kPlain = 1;                          // formats: fp32,
+constexpr std::uint32_t kPacked = 2;                         // and state_storage.h
+constexpr std::int64_t kMostTokens = std::int64_t{1} << 60;  // sums with a call's do not overflow
 constexpr std::array<DType, 3> kStorages = {DType::f32, DType::f16, DType::int8};
 
 std::uint64_t checksum(const std::byte* data, std::size_t bytes) noexcept {
@@ -120,7 +121,8 @@ std::unique_ptr<StateImpl> parse_state(std::span<const std::byte> bytes,
   const std::span<const std::byte> data = bytes.subspan(sizeof h);
   WKV_CHECK(h.checksum == checksum(data.data(), size), invalid_argument,
             "[state] the checksum does not match: the data is damaged");
-  WKV_CHECK(h.position >= 0, invalid_argument, "[state] negative position ", h.position);
+  WKV_CHECK(h.position >= 0 && h.position <= kMostTokens, invalid_argument, "[state] position ",
+            h.position, " is outside [0, ", kMostTokens, ']');
   auto state = std::make_unique<StateImpl>();
   state->schema = std::move(schema);
   state->backend = std::move(backend);

@@ -7,6 +7,7 @@ of our output went away.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 
@@ -73,6 +74,14 @@ def main(argv: list[str] | None = None) -> int:
     Args:
         argv: The arguments without the program's name. Default: those of the process.
     """
+    if sys.stdin is None:  # closed, as by `<&-`
+        sys.stdin = io.TextIOWrapper(io.BytesIO())
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        return _fail(ValueError("standard output is closed"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where a terminal's encoding lacks a character
     try:
         code = _run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ class Chat:
         self.model.forward(self.tokenizer.encode(text), self.state, logits="none")
 
     def say(self, message: str) -> str:
-        """Answers a message, writing the answer as it comes."""
+        """Answers a message, writing the answer as it comes; if that fails or is interrupted, the
+        conversation is as before."""
         from dataclasses import replace
 
         from wkv.generate import generate
@@ -88,7 +90,7 @@ class Chat:
         self.turn += 1
         sampling = self.sampling
         if sampling.seed is not None:  # another stream for each answer, so that /retry differs
-            sampling = replace(sampling, seed=sampling.seed + self.turn)
+            sampling = replace(sampling, seed=(sampling.seed + self.turn) % 2**64)
         blank = "\n\n" if self.state.position else ""
         # The state ends where the answer does: a stop string is not part of what it has read.
         pieces = generate(
@@ -101,10 +103,14 @@ class Chat:
             state=self.state,
         )
         answer = ""
-        for piece in pieces:
-            # The space that follows the name is not shown.
-            self.write(piece if answer.strip() else piece.lstrip())
-            answer += piece
+        try:
+            for piece in pieces:
+                # The space that follows the name is not shown.
+                self.write(piece if answer.strip() else piece.lstrip())
+                answer += piece
+        except BaseException:
+            self.state = self.before
+            raise
         return answer.strip()
 
     def retry(self) -> str | None:
@@ -154,6 +160,8 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(arguments.tokenizer)
     model = load_model(arguments)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a message that is no UTF-8 ends no conversation
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -180,19 +188,18 @@ def run(arguments: argparse.Namespace) -> int:
             line = input(f"{arguments.user}: " if interactive else "").strip()
         except EOFError:
             break
-        if line.startswith("/"):
-            if not _command(chat, line):
-                break
-        elif line:
-            if interactive:
-                write(f"\n{arguments.bot}: ")
-            try:
+        try:
+            if line.startswith("/"):
+                if not _command(chat, line):
+                    break
+            elif line:
+                if interactive:
+                    write(f"\n{arguments.bot}: ")
                 chat.say(line)
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                write(" (interrupted)")
-                if chat.before is not None:
-                    chat.state = chat.before
-            write("\n\n")
+                write("\n\n")
+        except (KeyboardInterrupt, ValueError) as error:
+            if not interactive:
+                raise
+            told = str(error) if isinstance(error, ValueError) else "interrupted"
+            write(f" ({told})\n\n")
     return 0

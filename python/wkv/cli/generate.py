@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .options import add_model, add_sampling, add_tokenizer, load_model, load_tokenizer, positive
@@ -34,13 +35,13 @@ def add_parser(commands: Commands) -> None:
     parser.set_defaults(run=run)
 
 
-def _prompt(arguments: argparse.Namespace) -> str:
+def _prompt(arguments: argparse.Namespace) -> bytes:
+    """The prompt, byte for byte, of whatever encoding."""
     if arguments.prompt is not None:
-        return str(arguments.prompt)
+        return str(arguments.prompt).encode("utf-8", "surrogateescape")
     if arguments.prompt_file is not None:
-        with open(arguments.prompt_file, encoding="utf-8", newline="") as file:
-            return file.read()
-    return sys.stdin.read()
+        return Path(arguments.prompt_file).read_bytes()
+    return sys.stdin.buffer.read()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,8 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         state = model.load_state(arguments.state)
     if arguments.echo:
-        sys.stdout.write(prompt)
-        sys.stdout.flush()
+        sys.stdout.buffer.write(prompt)
+        sys.stdout.buffer.flush()
     pieces = generate(
         model,
         tokenizer,
