@@ -177,6 +177,27 @@ def test_an_interrupted_save_leaves_the_old_file(
     assert os.listdir(tmp_path) == ["a.state"]
 
 
+def test_a_save_through_a_link_keeps_the_link(
+    model: wkv.Model, state: wkv.State, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "a.state"
+    target.write_bytes(b"old")
+    link = tmp_path / "link.state"
+    link.symlink_to(target)
+    state.save(link)
+    assert link.is_symlink()
+    assert same(state, model.load_state(target))
+    assert os.listdir(tmp_path / "disk") == ["a.state"]
+    mask = os.umask(0o027)
+    try:
+        state.save(tmp_path / "b.state")
+        state.save(tmp_path / "b.state")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "b.state").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_killed_process_leaves_a_whole_file(
     state: wkv.State, model: wkv.Model, golden: Path, tmp_path: Path
 ) -> None:
@@ -225,9 +246,21 @@ def test_a_file_that_promises_too_many_tokens(
     model: wkv.Model, state: wkv.State, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.state"
-    path.write_bytes(state.to_bytes() + (2**60).to_bytes(8, "little") + b"WKVTOKNS")
+    path.write_bytes(state.to_bytes() + (2**60).to_bytes(8, "little") + bytes(4) + b"WKVTOKNS")
     with pytest.raises(ValueError, match="tokens follow"):
         model.load_state(path)
+
+
+def test_damaged_tokens_are_refused(model: wkv.Model, tmp_path: Path) -> None:
+    state = model.new_state(record=True)
+    model.forward(IDS, state)
+    path = tmp_path / "a.state"
+    state.save(path)
+    data = path.read_bytes()
+    for i in range(len(state.to_bytes()), len(data)):  # tokens, their number, checksum and mark
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        with pytest.raises(ValueError, match=r"\[state\]"):
+            model.load_state(path)
 
 
 def test_pickle(model: wkv.Model, v4: wkv.Model, state: wkv.State) -> None:
