@@ -75,7 +75,8 @@ class _Stage:
 
 def _stages(strategy: str) -> list[_Stage]:
     stages = []
-    for text in strategy.split("->"):
+    # The package's regular expression ends in "$", which allows a line end: lines of a file do.
+    for text in strategy.removesuffix("\n").split("->"):
         match = _STAGE.fullmatch(text.strip(" "))
         if match is None:
             raise ValueError(
