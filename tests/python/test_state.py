@@ -288,6 +288,41 @@ def test_a_state_outlives_its_model(golden: Path) -> None:
     assert state.copy().to_bytes() == data
 
 
+def test_a_merged_model_that_kept_its_norms_is_another(golden: Path, tmp_path: Path) -> None:
+    """LoRA merged elsewhere: the same sizes and norms, matrices changed by 1 %."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(1)
+    for folder in ("v1", "v3_ffnPre_nohead_qk", "v4", "v6", "v7"):
+        file = wkv._core.Checkpoint.open(golden / folder / "model.safetensors")
+        tensors = {name: file.get(name).astype(np.float32) for name in file.names()}
+        paths = []
+        for number, scale in enumerate((0.0, 0.01)):
+            for name, values in tensors.items():
+                if name.endswith("key.weight"):
+                    noise = rng.normal(size=values.shape).astype(np.float32)
+                    tensors[name] = values + scale * values.std() * noise
+            paths.append(tmp_path / f"{folder}-{number}.safetensors")
+            safetensors.save_file(tensors, paths[-1])
+        base, merged = (wkv.Model.load(path, device="cpu") for path in paths)
+        data = base.new_state().to_bytes()
+        with pytest.raises(ValueError, match="another model of the same size"):
+            merged.state_from_bytes(data)
+        stored = wkv.Model.load(golden / folder / "model", device="cpu")  # in fp32 or bf16
+        assert stored.state_from_bytes(data).position == 0
+        for dtype in ("fp16", "bf16", "int8", "int4", "mm8"):
+            form = tmp_path / f"{folder}-{dtype}.safetensors"
+            wkv.convert(paths[0], form, dtype)
+            assert wkv.Model.load(form, device="cpu").state_from_bytes(data).position == 0, dtype
+    for seed in (1, 2):
+        state = wkv.Model.synthetic("v7:1x64:9", device="cpu", seed=seed).new_state()
+        other = wkv.Model.synthetic("v7:1x64:9", device="cpu", seed=2)
+        if seed == 2:
+            assert other.state_from_bytes(state.to_bytes()).position == 0
+        else:
+            with pytest.raises(ValueError, match="another model"):
+                other.state_from_bytes(state.to_bytes())
+
+
 def test_the_same_state_under_other_weights(golden: Path, state: wkv.State) -> None:
     """fp32 and bf16 forms of one model understand each other's states."""
     other = wkv.Model.load(golden / "v7" / "model", device="cpu", dtype="bf16")
