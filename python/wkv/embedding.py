@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,14 +82,15 @@ class Stats:
             ValueError: The file holds no statistics.
         """
         try:
-            with np.load(Path(path), allow_pickle=False) as file:
+            # np.load leaves a file open that it cannot read.
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return cls(
                     tuple(json.loads(str(file["parts"]))),
                     int(file["count"]),
                     file["mean"],
                     file["std"],
                 )
-        except (KeyError, EOFError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, EOFError, TypeError, AttributeError, BadZipFile) as error:
             raise ValueError(f"[stats] {os.fspath(path)} holds no statistics") from error
 
 

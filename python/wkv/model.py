@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -50,10 +51,11 @@ class Model:
     a long call with ``KeyboardInterrupt`` and leaves the model and the state as they were.
     """
 
-    __slots__ = ("_info", "_initial", "_native")
+    __slots__ = ("_info", "_initial", "_lock", "_native")
 
     _info: ModelInfo
     _initial: _core.State | None  # what new_state() copies, if not the checkpoint's
+    _lock: threading.Lock  # of _initial: a state is copied by one thread at a time
     _native: _core.Model
 
     def __init__(self, *_: object) -> None:
@@ -64,6 +66,7 @@ class Model:
         self = object.__new__(cls)
         self._native = native
         self._initial = None
+        self._lock = threading.Lock()
         self._info = ModelInfo(**native.info)
         return self
 
@@ -221,7 +224,8 @@ class Model:
         Args:
             record: Keep the tokens that the state reads, for :attr:`State.tokens` and state files.
         """
-        native = self._native.new_state() if self._initial is None else self._initial.copy()
+        with self._lock:
+            native = self._native.new_state() if self._initial is None else self._initial.copy()
         return State._wrap(native, [] if record else None)
 
     def load_tuned_state(self, path: str | os.PathLike[str]) -> State:

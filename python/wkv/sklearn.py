@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
 
 from .embedding import HIDDEN, Stats, part_names
 from .model import Model
@@ -61,7 +62,12 @@ class Embedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Sequence[str]) -> NDArray[np.float32]:
-        """Normalised vectors, float32 ``[n, d]``."""
+        """Normalised vectors, float32 ``[n, d]``.
+
+        Raises:
+            NotFittedError: Before :meth:`fit`.
+        """
+        check_is_fitted(self, "stats_")
         return self.stats_.normalize(self._raw(X))
 
     def fit_transform(self, X: Sequence[str], y: object = None, **_: object) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -22,10 +23,11 @@ __all__ = ["State", "StorageName"]
 #: Types of the numbers in a saved state: docs/states.md has their sizes and errors.
 StorageName: TypeAlias = Literal["fp32", "fp16", "int8"]
 
-# A state file is the native blob; recorded tokens follow it as int32, their number (uint64) and
-# this mark, so that a file without tokens is exactly State.to_bytes().
+# A state file is the native blob; recorded tokens follow it as int32, their number (uint64), their
+# CRC-32 (the blob's own checksum does not cover them) and this mark, so that a file without tokens
+# is exactly State.to_bytes().
 _TOKENS_MARK = b"WKVTOKNS"
-_TOKENS_TAIL = struct.Struct("<Q8s")
+_TOKENS_TAIL = struct.Struct("<QI8s")
 
 
 def with_tokens(blob: bytes, tokens: Iterable[int] | None) -> bytes:
@@ -33,21 +35,24 @@ def with_tokens(blob: bytes, tokens: Iterable[int] | None) -> bytes:
     if tokens is None:
         return blob
     ids = list(tokens)
-    return b"".join(
-        [blob, struct.pack(f"<{len(ids)}i", *ids), _TOKENS_TAIL.pack(len(ids), _TOKENS_MARK)]
-    )
+    packed = struct.pack(f"<{len(ids)}i", *ids)
+    tail = _TOKENS_TAIL.pack(len(ids), zlib.crc32(packed), _TOKENS_MARK)
+    return b"".join([blob, packed, tail])
 
 
 def split_tokens(data: bytes) -> tuple[bytes, list[int] | None]:
     """The inverse of :func:`with_tokens`."""
     if not data.endswith(_TOKENS_MARK) or len(data) < _TOKENS_TAIL.size:
         return data, None
-    count, _ = _TOKENS_TAIL.unpack_from(data, len(data) - _TOKENS_TAIL.size)
-    start = len(data) - _TOKENS_TAIL.size - 4 * count
+    end = len(data) - _TOKENS_TAIL.size
+    count, checksum, _ = _TOKENS_TAIL.unpack_from(data, end)
+    start = end - 4 * count
     if start < 0:
         raise ValueError(
             f"[state] the file says {count} tokens follow, but has only {len(data)} bytes"
         )
+    if zlib.crc32(memoryview(data)[start:end]) != checksum:
+        raise ValueError("[state] the checksum of the tokens does not match: the file is damaged")
     return data[:start], list(struct.unpack_from(f"<{count}i", data, start))
 
 
@@ -60,7 +65,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(os.path.realpath(path))  # a rename onto a link would replace the link
     temporary = target.parent / f".wkv-{secrets.token_hex(8)}.tmp"
     try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        handle = os.open(temporary, flags, 0o666)  # less the umask, as open() has it
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)

@@ -45,13 +45,18 @@ def test_only_a_note_tells_x060c(note: str, version: str, tmp_path: Path) -> Non
     [
         ("7.0", "blocks.0.qkv.qq.weight", "RWKV-7b"),
         ("7.0", "blocks.0.ffn.enn.weight", "RWKV-8"),
-        ("7.0", "blocks.1.self_attn.q_proj.weight", "hybrid"),
+        ("7.0", "blocks.1.self_attn.q_proj.weight", "hybrid of RWKV-7"),
+        ("7.0", "blocks.1.att.q_proj.weight", "hybrid of RWKV-7"),
+        ("7.0", "model.layers.1.attn.q_proj.weight", "hybrid of RWKV-7"),
+        ("6.0", "blocks.1.att.q_proj.weight", "hybrid of RWKV-6"),
         ("7.0", "blocks.1.rosa_q.weight", r"RWKV-8 \(ROSA\)"),
         ("1", "blocks.0.attn.query.weight", "attention baseline"),
     ],
 )
 def test_refused_by_name(version: str, extra: str, name: str, tmp_path: Path) -> None:
     weights = random_weights(Spec(version)) | {extra: np.ones((3, 3), np.float32)}
+    if extra.startswith("model."):  # the layout of flash-linear-attention is told by this name
+        weights["model.embeddings.weight"] = weights.pop("emb.weight")
     with pytest.raises(wkv.UnsupportedError, match=name):
         load(tmp_path, weights)
 
@@ -66,6 +71,15 @@ def test_converted_transformers_are_refused_by_name(name: str, tmp_path: Path) -
         "model.layers.0.mlp.gate_proj.weight": np.ones((8, 4), np.float32),
     }
     with pytest.raises(wkv.UnsupportedError, match="hybrid: a transformer with RWKV"):
+        load(tmp_path, weights)
+
+
+def test_image_models_are_refused_with_their_position_embeddings(tmp_path: Path) -> None:
+    spec = Spec("4")
+    weights = random_weights(spec)
+    weights["blocks.0.pos_emb_x"] = np.ones((1, 4, spec.n_embd), np.float32)
+    weights["blocks.0.pos_emb_y"] = np.ones((4, 1, spec.n_embd), np.float32)
+    with pytest.raises(wkv.ModelFormatError, match=r"pos_emb_x(.|\n)*pos_emb_y"):
         load(tmp_path, weights)
 
 

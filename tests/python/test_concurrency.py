@@ -35,6 +35,27 @@ def test_two_threads_on_one_model(model: wkv.Model) -> None:
             np.testing.assert_array_equal(one, expected)
 
 
+def test_threads_begin_at_one_initial_state(golden: Path) -> None:
+    """A copy of a state is made without the GIL, and one at a time."""
+    model = wkv.Model.load(golden / "v7" / "model", device="cpu", dtype="fp32")
+    model.set_initial_state(model.new_state())
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(1000):
+                model.new_state()
+        except ValueError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
 def test_the_gil_is_free_and_a_state_in_use_raises(slow_model: wkv.Model) -> None:
     state = slow_model.new_state()
     stop = threading.Event()

@@ -70,9 +70,11 @@ def test_statistics(model: wkv.Model, tmp_path: Path) -> None:
         collect_stats(model, TEXTS[:1])
     with pytest.raises(ValueError, match="channels"):
         stats.normalize(raw[:, :-1])
-    (tmp_path / "x.npz").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match="x.npz|pickled"):  # noqa: RUF043
-        Stats.load(tmp_path / "x.npz")
+    whole = (tmp_path / "stats.npz").read_bytes()
+    for damaged in (b"nonsense", b"", whole[: len(whole) // 2], whole.replace(b"mean.npy", b"n")):
+        (tmp_path / "x.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.npz holds no statistics"):
+            Stats.load(tmp_path / "x.npz")
 
 
 def test_channels_that_never_vary(model: wkv.Model) -> None:
@@ -92,6 +94,7 @@ def test_progress(model: wkv.Model) -> None:
 def test_scikit_learn(model: wkv.Model) -> None:
     pytest.importorskip("sklearn")
     from sklearn.base import clone
+    from sklearn.exceptions import NotFittedError
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from wkv.sklearn import Embedder
@@ -111,6 +114,8 @@ def test_scikit_learn(model: wkv.Model) -> None:
     twin = clone(pipeline)
     assert twin[0].model is model
     embedder = Embedder(model)
+    with pytest.raises(NotFittedError):
+        embedder.transform(texts)
     np.testing.assert_allclose(
         embedder.fit_transform(texts), embedder.transform(texts), rtol=1e-4, atol=1e-4
     )

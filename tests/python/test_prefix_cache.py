@@ -134,6 +134,45 @@ def test_directory(model: wkv.Model, v4: wkv.Model, tmp_path: Path) -> None:
     assert wkv.PrefixCache(model, directory=tmp_path).get([1, 2, 3])[1] == 3
 
 
+def test_another_initial_state_is_another_beginning(golden: Path, tmp_path: Path) -> None:
+    model = wkv.Model.load(golden / "v7" / "model", device="cpu", dtype="fp32")
+    cache = wkv.PrefixCache(model, directory=tmp_path)
+    plain, _ = cache.forward([1, 2, 3])
+    tuned = model.new_state()
+    rng = np.random.default_rng(1)
+    tuned["blocks.0.att.wkv"] = rng.normal(size=tuned.shape("blocks.0.att.wkv"))
+    model.set_initial_state(tuned)
+    for one in (cache, wkv.PrefixCache(model, directory=tmp_path)):
+        assert one.get([1, 2, 3])[1] == 0
+    want = model.forward([1, 2, 3], model.new_state())
+    np.testing.assert_allclose(cache.forward([1, 2, 3])[0], want, rtol=1e-4, atol=1e-5)
+    assert np.abs(want - plain).max() > 1e-3
+    assert cache.get([1, 2, 3])[1] == 3
+    # What was read before may be the initial state, too.
+    model.set_initial_state(read(model, [7, 8]))
+    _, state = cache.forward([1, 2, 3])
+    assert state.position == 5
+    found, known = cache.get([1, 2, 3, 4])
+    assert (known, found.position) == (3, 5)
+    with pytest.raises(ValueError, match="read 3 tokens, not these 2"):
+        cache.put([1, 2], state)
+    model.set_initial_state(None)
+    assert cache.get([1, 2, 3])[0].position == 3
+
+
+def test_a_time_state_in_the_checkpoint_is_another_beginning(golden: Path, tmp_path: Path) -> None:
+    """Its fingerprint is that of the checkpoint without: the weights are the same."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    source = golden / "v6_time_state" / "model.safetensors"
+    file = wkv._core.Checkpoint.open(source)
+    tensors = {name: file.get(name) for name in file.names() if "time_state" not in name}
+    safetensors.save_file(tensors, tmp_path / "plain.safetensors")
+    models = [wkv.Model.load(path, device="cpu") for path in (source, tmp_path / "plain")]
+    wkv.PrefixCache(models[0], directory=tmp_path).forward([1, 2, 3])
+    assert wkv.PrefixCache(models[0], directory=tmp_path).get([1, 2, 3])[1] == 3
+    assert wkv.PrefixCache(models[1], directory=tmp_path).get([1, 2, 3])[1] == 0
+
+
 def test_against_a_plain_search(model: wkv.Model) -> None:
     """Random puts, gets and evictions give what a list of everything kept would."""
     rng = random.Random(3)

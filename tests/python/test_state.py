@@ -223,6 +223,27 @@ def test_an_interrupted_save_leaves_the_old_file(
     assert os.listdir(tmp_path) == ["a.state"]
 
 
+def test_a_save_through_a_link_keeps_the_link(
+    model: wkv.Model, state: wkv.State, tmp_path: Path
+) -> None:
+    (tmp_path / "disk").mkdir()
+    target = tmp_path / "disk" / "a.state"
+    target.write_bytes(b"old")
+    link = tmp_path / "link.state"
+    link.symlink_to(target)
+    state.save(link)
+    assert link.is_symlink()
+    assert same(state, model.load_state(target))
+    assert os.listdir(tmp_path / "disk") == ["a.state"]
+    mask = os.umask(0o027)
+    try:
+        state.save(tmp_path / "b.state")
+        state.save(tmp_path / "b.state")
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "b.state").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_killed_process_leaves_a_whole_file(
     state: wkv.State, model: wkv.Model, golden: Path, tmp_path: Path
 ) -> None:
@@ -271,9 +292,21 @@ def test_a_file_that_promises_too_many_tokens(
     model: wkv.Model, state: wkv.State, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.state"
-    path.write_bytes(state.to_bytes() + (2**60).to_bytes(8, "little") + b"WKVTOKNS")
+    path.write_bytes(state.to_bytes() + (2**60).to_bytes(8, "little") + bytes(4) + b"WKVTOKNS")
     with pytest.raises(ValueError, match="tokens follow"):
         model.load_state(path)
+
+
+def test_damaged_tokens_are_refused(model: wkv.Model, tmp_path: Path) -> None:
+    state = model.new_state(record=True)
+    model.forward(IDS, state)
+    path = tmp_path / "a.state"
+    state.save(path)
+    data = path.read_bytes()
+    for i in range(len(state.to_bytes()), len(data)):  # tokens, their number, checksum and mark
+        path.write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
+        with pytest.raises(ValueError, match=r"\[state\]"):
+            model.load_state(path)
 
 
 def test_pickle(model: wkv.Model, v4: wkv.Model, state: wkv.State) -> None:
@@ -299,6 +332,41 @@ def test_a_state_outlives_its_model(golden: Path) -> None:
     data = state.to_bytes()
     del model
     assert state.copy().to_bytes() == data
+
+
+def test_a_merged_model_that_kept_its_norms_is_another(golden: Path, tmp_path: Path) -> None:
+    """LoRA merged elsewhere: the same sizes and norms, matrices changed by 1 %."""
+    safetensors = pytest.importorskip("safetensors.numpy")
+    rng = np.random.default_rng(1)
+    for folder in ("v1", "v3_ffnPre_nohead_qk", "v4", "v6", "v7"):
+        file = wkv._core.Checkpoint.open(golden / folder / "model.safetensors")
+        tensors = {name: file.get(name).astype(np.float32) for name in file.names()}
+        paths = []
+        for number, scale in enumerate((0.0, 0.01)):
+            for name, values in tensors.items():
+                if name.endswith("key.weight"):
+                    noise = rng.normal(size=values.shape).astype(np.float32)
+                    tensors[name] = values + scale * values.std() * noise
+            paths.append(tmp_path / f"{folder}-{number}.safetensors")
+            safetensors.save_file(tensors, paths[-1])
+        base, merged = (wkv.Model.load(path, device="cpu") for path in paths)
+        data = base.new_state().to_bytes()
+        with pytest.raises(ValueError, match="another model of the same size"):
+            merged.state_from_bytes(data)
+        stored = wkv.Model.load(golden / folder / "model", device="cpu")  # in fp32 or bf16
+        assert stored.state_from_bytes(data).position == 0
+        for dtype in ("fp16", "bf16", "int8", "int4", "mm8"):
+            form = tmp_path / f"{folder}-{dtype}.safetensors"
+            wkv.convert(paths[0], form, dtype)
+            assert wkv.Model.load(form, device="cpu").state_from_bytes(data).position == 0, dtype
+    for seed in (1, 2):
+        state = wkv.Model.synthetic("v7:1x64:9", device="cpu", seed=seed).new_state()
+        other = wkv.Model.synthetic("v7:1x64:9", device="cpu", seed=2)
+        if seed == 2:
+            assert other.state_from_bytes(state.to_bytes()).position == 0
+        else:
+            with pytest.raises(ValueError, match="another model"):
+                other.state_from_bytes(state.to_bytes())
 
 
 def test_the_same_state_under_other_weights(golden: Path, state: wkv.State) -> None:

@@ -3,13 +3,10 @@
 
 #include <memory>
 
+#include "io/notes.h"
 #include "wkv/types.h"
 
 namespace wkv {
-
-/// Set to "normed" in the metadata of checkpoints whose embedding went through ln0 already and
-/// which therefore have none.
-constexpr const char* kEmbeddingNote = "wkv.embedding";
 
 /// Whether the file says which strategy it was converted to.
 bool is_converted(const TensorSource& source);

@@ -17,6 +17,7 @@
 #include "core/dtype.h"
 #include "io/bytes.h"
 #include "io/hf.h"
+#include "io/notes.h"
 #include "wkv/wkv.hpp"
 
 namespace wkv {
@@ -29,8 +30,6 @@ constexpr std::array<std::string_view, 3> kEndings{"", ".weight", ".default.weig
 constexpr std::array<std::string_view, 5> kOtherMethods{"init_lora", "bone", "disha", "lora_embed",
                                                         "lora_magnitude"};
 constexpr std::size_t kShownProblems = 10;
-// What tells the states of a model with an adapter from those of the model without it.
-constexpr std::string_view kAdapterKey = "wkv.adapter";
 
 struct Pair {
   std::string down;  // lora_A [rank, in]
@@ -96,7 +95,7 @@ class LoraSource final : public TensorSource {
     WKV_CHECK(problems.empty(), bad_model, place(), problems.size(), " tensors do not fit ",
               base_->description(), ": ", list);
     WKV_CHECK(!pairs_.empty(), bad_model, place(), "holds no lora_A and lora_B");
-    digest_ = base_->metadata(kAdapterKey) + digest();
+    digest_ = base_->metadata(kAdapterNote) + digest();
   }
 
   const std::vector<std::string>& names() const noexcept override { return base_->names(); }
@@ -109,7 +108,7 @@ class LoraSource final : public TensorSource {
     return replaced == replaced_.end() ? base_->dtype(name) : adapter_->dtype(replaced->second);
   }
   std::string metadata(std::string_view key) const override {
-    return key == kAdapterKey ? digest_ : base_->metadata(key);
+    return key == kAdapterNote ? digest_ : base_->metadata(key);
   }
   std::string description() const override {
     return base_->description() + " with " + adapter_->description();

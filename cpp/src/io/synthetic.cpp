@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "io/bytes.h"
+#include "io/notes.h"
 #include "wkv/wkv.hpp"
 
 namespace wkv {
@@ -154,7 +155,9 @@ class SyntheticSource final : public TensorSource {
   bool contains(std::string_view name) const noexcept override { return index_.contains(name); }
   std::vector<std::int64_t> shape(std::string_view name) const override { return find(name).shape; }
   DType dtype(std::string_view name) const override { return find(name), dtype_; }
-  std::string metadata(std::string_view) const override { return {}; }
+  std::string metadata(std::string_view key) const override {
+    return key == kSignsNote ? str(text_, '/', seed_) : std::string();  // for reading no weights
+  }
   std::string description() const override { return "synthetic " + text_; }
 
   HostTensor get(std::string_view name) const override {

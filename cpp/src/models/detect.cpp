@@ -87,14 +87,16 @@ void refuse_relatives(const TensorSource& source) {
 }
 
 std::string version_of(const Names& names, const TensorSource& source) {
+  // fla's configuration may give some blocks softmax attention under the name of the time-mix.
+  const bool softmax = names.any("self_attn.q_proj.weight") || names.any("att.q_proj.weight");
   if (names.any("att.r_k")) {
     if (names.any("qkv.qq.weight")) not_run(source, "RWKV-7b (DEA)");
     if (names.any("ffn.enn.weight")) not_run(source, "RWKV-8 rc00 (Heron)");
-    if (names.any("self_attn.q_proj.weight"))
-      not_run(source, "a hybrid of RWKV-7 and softmax attention");
+    if (softmax) not_run(source, "a hybrid of RWKV-7 and softmax attention");
     return names.any("ffn.s_emb.weight") ? "7.0a" : "7.0";
   }
   if (names.any("att.time_maa_x")) {
+    if (softmax) not_run(source, "a hybrid of RWKV-6 and softmax attention");
     // x060b and x060c have the same names and shapes; only a note in the file tells c.
     if (names.any("att.time_maa_rkvw_w1"))
       return source.metadata("rwkv.version") == "6.0c" ? "6.0c" : "6.0b";

@@ -17,6 +17,7 @@
 #include "io/safetensors.h"
 #include "models/detect.h"
 #include "ops/quantize.h"
+#include "runtime/fingerprint.h"
 #include "wkv/wkv.hpp"
 
 namespace wkv {
@@ -161,7 +162,8 @@ void convert_checkpoint(const std::filesystem::path& in, const std::filesystem::
               "' matches no tensor of ", source->description());
   const auto pool = std::make_shared<ThreadPool>(usable_cores());
   std::vector<TensorToSave> tensors;
-  std::vector<std::pair<std::string, std::string>> metadata{{"format", "pt"}};
+  std::vector<std::pair<std::string, std::string>> metadata{
+      {"format", "pt"}, {kSignsNote, detail::sign_digest(*source)}};
   for (const char* key : {"rwkv.version", kEmbeddingNote})  // what the tensors do not tell
     if (const std::string note = source->metadata(key); !note.empty())
       metadata.emplace_back(key, note);

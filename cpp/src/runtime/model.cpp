@@ -6,6 +6,7 @@
 #include "models/checkpoint.h"
 #include "models/detect.h"
 #include "runtime/devices.h"
+#include "runtime/fingerprint.h"
 #include "runtime/model_impl.h"
 #include "wkv/wkv.hpp"
 
@@ -26,22 +27,6 @@ ModelInfo to_info(const Detected& d) {
   info.n_params = d.n_params;
   if (d.ctx_len > 0) info.context_limit = d.ctx_len;
   return info;
-}
-
-/// Tells models of one size apart. The final norm is kept as fp32 by every conversion; rounding it
-/// to bf16 makes the fp32, fp16, bf16 and quantised forms of a model agree. LoRA leaves the norm as
-/// it is, so that a merged adapter adds its own digest.
-std::uint64_t weight_fingerprint(const TensorSource& source, std::uint64_t hash) {
-  for (const char* name : {"ln_out.weight", "ln_out.bias", "ln_f.weight", "ln_f.bias"}) {
-    if (!source.contains(name)) continue;
-    const HostTensor t = source.get(name);
-    for (std::int64_t i = 0; i < t.numel(); ++i)
-      hash = (hash ^ f32_to_bf16(element_as_f32(t.data, t.dtype, static_cast<std::size_t>(i)))) *
-             0x100000001b3u;
-  }
-  for (const char c : source.metadata("wkv.adapter"))
-    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
 }
 
 std::shared_ptr<const StateSchema> make_schema(const Arch& arch, const std::string& version,

@@ -75,7 +75,8 @@ class _Stage:
 
 def _stages(strategy: str) -> list[_Stage]:
     stages = []
-    for text in strategy.split("->"):
+    # The package's regular expression ends in "$", which allows a line end: lines of a file do.
+    for text in strategy.removesuffix("\n").split("->"):
         match = _STAGE.fullmatch(text.strip(" "))
         if match is None:
             raise ValueError(
@@ -174,6 +175,8 @@ def place(strategy: str, layers: list[Layer]) -> Placement:
     notes = []
     if re.search(r"i[43]\b", strategy):
         notes.append("i4 and i3 mean nothing, as in the rwkv package")
+    if layers[0].device != "cpu":
+        notes.append("the embedding goes with the first layer, not to the CPU")
     if len(stages) == 1 and not stages[0][2]:
         return Placement(stages[0][0], stages[0][1], tuple(notes))
     text = " -> ".join(
