@@ -16,6 +16,16 @@
 
 namespace wkv::cuda {
 
+/// Rows that a decoding step is filled up to: 23 sizes up to 512, each with its graph; larger steps
+/// stay as they are. Up to 64 rows a step waits for the weights and idle rows are free; beyond,
+/// steps of 32 keep them below a third.
+constexpr int filled_up(int rows) {
+  constexpr int kSmall[] = {1, 2, 4, 8, 16, 24, 32, 48, 64}, kStep = 32, kMost = 512;
+  for (const int size : kSmall)
+    if (rows <= size) return size;
+  return rows > kMost ? rows : (rows + kStep - 1) / kStep * kStep;
+}
+
 /// Steps in which every sequence has one row are gathered and replayed as CUDA graphs; others are
 /// launched op by op.
 class CudaBackend final : public Backend {
@@ -27,6 +37,7 @@ class CudaBackend final : public Backend {
   std::string device() const override { return device_->name(); }
   bool host_memory() const noexcept override { return false; }
   int preferred_rows() const noexcept override { return 2048; }
+  int decode_rows(int rows) const noexcept override { return filled_up(rows); }
   bool looks_back() const noexcept override { return true; }
 
   Buffer allocate(std::size_t bytes) override;

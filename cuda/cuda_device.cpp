@@ -125,6 +125,15 @@ class CudaDevice final : public Device {
 
   void launch(const LaunchHeader& h, const void* params) override {
     use();
+    if (overlap_ && !overlap_checked_) {
+      // Code compiled for an older architecture does not wait for the kernel before it, even where
+      // the driver compiles its PTX for this device. All kernels are built alike.
+      constexpr int kFirstThatWaits = 90;
+      cudaFuncAttributes attributes{};
+      check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
+      overlap_ = attributes.ptxVersion >= kFirstThatWaits;
+      overlap_checked_ = true;
+    }
     if (h.shared_bytes > kSurelyFits && large_.insert(h.kernel).second) {
       cudaFuncAttributes attributes{};
       check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
@@ -187,7 +196,7 @@ class CudaDevice final : public Device {
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   cudaEvent_t marks_[2] = {};
-  bool overlap_ = false;
+  bool overlap_ = false, overlap_checked_ = false;
   std::unordered_set<const void*> large_;  // kernels whose limit of shared memory was raised
   std::unique_ptr<CublasLt> library_;
 };
@@ -221,6 +230,13 @@ std::string device_description(int index) {
     return "";
   }
   return str(properties.name, ", ", properties.totalGlobalMem >> 30, " GiB");
+}
+
+int device_capability(int index) {
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index), "capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index), "capability");
+  return major * 10 + minor;
 }
 
 std::unique_ptr<Device> open_device(int index) {

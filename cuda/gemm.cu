@@ -26,9 +26,12 @@ using Small32 = Tiling<4, 1, 1, 4, 4>;  // 64 x 32
 using Small64 = Tiling<4, 1, 1, 8, 3>;  // 64 x 64
 using Large = Tiling<4, 2, 2, 8, 3>;    // 128 x 128
 using Wide = Tiling<4, 2, 2, 4, 3>;     // 128 x 64: scaled sums take twice the registers
+using Deep64 = Tiling<4, 1, 1, 8, 4>;   // of bytes: 4 KB of weights a stage
 
 template <class Codec>
 using LargeOf = std::conditional_t<Codec::kGroups, Wide, Large>;
+template <class Codec>
+using Small64Of = std::conditional_t<Codec::kSteps == 2, Deep64, Small64>;
 
 template <class Codec>
 constexpr int kStageInputs = Codec::kSteps == 4 ? 128 : 64;
@@ -107,13 +110,14 @@ __global__ void __launch_bounds__(T::kThreads, (kBlocks<Codec, T>))
     }
   };
 
+  // Weights do not depend on the kernel before: they are under way while it ends.
+#pragma unroll
+  for (int s = 0; s < T::kStages - 1; ++s)
+    if (s < count) fetch_weights(s);
   wait_for_previous_kernel();
 #pragma unroll
   for (int s = 0; s < T::kStages - 1; ++s) {
-    if (s < count) {
-      fetch_weights(s);
-      fetch_rows(s);
-    }
+    if (s < count) fetch_rows(s);
     copy_async_commit();
   }
 
@@ -250,7 +254,7 @@ auto with_tiling(int rows, int shared_bytes, F&& use) {
   if (rows <= Small16::kRowTile) return use(Codec{}, Small16{});
   if (rows <= Small32::kRowTile) return use(Codec{}, Small32{});
   constexpr auto kNeeded = static_cast<int>(kSharedBytes<Codec, LargeOf<Codec>> + kStaticBytes);
-  if (rows <= Small64::kRowTile || shared_bytes < kNeeded) return use(Codec{}, Small64{});
+  if (rows <= Small64::kRowTile || shared_bytes < kNeeded) return use(Codec{}, Small64Of<Codec>{});
   return use(Codec{}, LargeOf<Codec>{});
 }
 template <class F>

@@ -2,7 +2,10 @@
 
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
+#include "core/check.h"
+#include "cuda/architectures.h"
 #include "cuda/cuda_backend.h"
 #include "cuda/device.h"
 #include "wkv/types.h"
@@ -26,9 +29,11 @@ int count(char* why, std::size_t n) {
   }
 }
 
-void describe(int device, char* out, std::size_t n) {
+void describe(int device, char* out, char* why, std::size_t n) {
+  put(why, n, "");
   try {
     put(out, n, device_description(device).c_str());
+    put(why, n, why_not(device_capability(device)).c_str());
   } catch (const std::exception& e) {
     put(out, n, e.what());
   }
@@ -36,7 +41,10 @@ void describe(int device, char* out, std::size_t n) {
 
 Backend* create(int device, int* code, char* why, std::size_t n) {
   try {
-    return new CudaBackend(open_device(device));
+    auto opened = open_device(device);
+    const std::string fault = why_not(opened->capability());
+    WKV_CHECK(fault.empty(), unsupported, "[", opened->name(), "] ", fault);
+    return new CudaBackend(std::move(opened));
   } catch (const Error& e) {
     *code = static_cast<int>(e.code());
     put(why, n, e.what());

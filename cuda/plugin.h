@@ -14,10 +14,10 @@ namespace wkv::cuda {
 
 /// Strings are written to `out` [n], cut and terminated. No function throws.
 struct PluginTable {
-  /// Usable devices; 0 with the reason in `why`.
+  /// Devices; 0 with the reason in `why`.
   int (*device_count)(char* why, std::size_t n);
-  /// "NVIDIA H200, 139 GiB"
-  void (*describe)(int device, char* out, std::size_t n);
+  /// "NVIDIA H200, 139 GiB"; `why` [n] is empty, or says why this build cannot use it.
+  void (*describe)(int device, char* out, char* why, std::size_t n);
   /// The caller owns it and deletes it; null with the reason in `why`. `code` is an ErrorCode.
   Backend* (*create)(int device, int* code, char* why, std::size_t n);
 };
@@ -29,5 +29,6 @@ using PluginEntry = const PluginTable* (*)(const char* build_id, char* why, std:
 
 int device_count(std::string& why);
 std::string device_description(int index);
+int device_capability(int index);  ///< 90 for sm_90
 
 }  // namespace wkv::cuda

@@ -10,6 +10,7 @@ set(WKV_CUDA_KERNELS
   ${_wkv_cuda}/skinny.cu
   ${_wkv_cuda}/wkv.cu)
 set(WKV_CUDA_HOST
+  ${_wkv_cuda}/architectures.cpp
   ${_wkv_cuda}/cuda_backend.cpp
   ${_wkv_cuda}/cuda_history.cpp
   ${_wkv_cuda}/cuda_linear.cpp
@@ -23,3 +24,12 @@ set(WKV_CUDA_HOST
   "${PROJECT_SOURCE_DIR}/cpp/src/core/dtype.cpp"
   "${PROJECT_SOURCE_DIR}/cpp/src/core/thread_pool.cpp"
   "${PROJECT_SOURCE_DIR}/cpp/src/ops/quantize.cpp")
+# What a release has code for; see runs_on() in architectures.h.
+set(WKV_CUDA_RELEASE_CUBINS 75 80 86 89 90 100 120)
+set(WKV_CUDA_RELEASE_PTX 90)
+function(wkv_cuda_runs_on target cubins ptx)
+  list(JOIN cubins "," _cubins)
+  list(JOIN ptx "," _ptx)
+  target_compile_definitions(${target} PRIVATE
+    "WKV_CUDA_CUBINS=${_cubins}" "WKV_CUDA_PTX=${_ptx}")
+endfunction()

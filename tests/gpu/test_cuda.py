@@ -6,6 +6,10 @@ They run where ``wkv.devices()`` has a usable CUDA device. The target ``wkv_cuda
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -163,6 +167,7 @@ def test_state_moves_between_devices(spec: Spec, file_of: FileOf) -> None:
     moved = cpu.state_from_bytes(blob)
     assert moved.to_bytes() == blob
     back = cuda.state_from_bytes(here.to_bytes())
+    assert back.to_bytes() == here.to_bytes()
     want = cpu.forward(rest, here, logits="all")
     assert relative(cpu.forward(rest, moved, logits="all"), want) <= 1e-5
     assert relative(cuda.forward(rest, back, logits="all"), want) <= 1e-5
@@ -180,6 +185,96 @@ def test_ragged_equals_alone(spec: Spec, file_of: FileOf) -> None:
     for i, rows in enumerate(got):
         assert np.array_equal(rows, want[i])
         assert_parts(mixed[i], parts(alone[i]), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows"), [*((s, 3) for s in ONE_EACH), (ONE_EACH[-1], 5), (ONE_EACH[-1], 9)], ids=str
+)
+def test_decoding_together_equals_alone(spec: Spec, rows: int, file_of: FileOf) -> None:
+    """Steps are filled up with idle rows, here to 4, 8 and 16; nothing of those is to be seen."""
+    model = load(file_of(spec), "fp32")
+    streams = [tokens_of(spec, 4, seed=i) for i in range(rows)]
+    alone, together = ([model.new_state() for _ in streams] for _ in range(2))
+    for t in range(len(streams[0])):
+        step = [[ids[t]] for ids in streams]
+        if t == 1:
+            each = [model.hidden([ids], [s]) for ids, s in zip(step, alone, strict=True)]
+            want, got = np.concatenate(each, axis=1), model.hidden(step, together)
+        else:
+            want = np.stack([model.forward(ids, s) for ids, s in zip(step, alone, strict=True)])
+            got = model.forward_batch(step, together, logits="none" if t == 2 else "last")
+        assert got.shape == ((0, spec.n_vocab) if t == 2 else want.shape)
+        assert t == 2 or np.array_equal(got, want)
+    assert [s.to_bytes() for s in together] == [s.to_bytes() for s in alone]
+
+
+@pytest.mark.skipif(not ON_SHIM, reason="the shim counts graphs")
+def test_similar_numbers_of_streams_share_a_graph(file_of: FileOf) -> None:
+    spec = next(s for s in SPECS if s.version == "7.0")
+    model = wkv.Model.load(file_of(spec), device="cuda", dtype="fp32")
+    states = [model.new_state() for _ in range(8)]
+
+    def graphs_after(rows: int) -> tuple[int, int]:
+        model.forward_batch([[i] for i in range(rows)], states[:rows])
+        found = re.search(r"captured: (\d+), replayed: (\d+)", model.backend)
+        assert found
+        return int(found[1]), int(found[2])
+
+    for _ in range(3):  # until memory has its place
+        captured, replayed = graphs_after(8)
+    assert captured > 0
+    each = graphs_after(7)[1] - replayed
+    assert each > 0
+    assert graphs_after(5) == (captured, replayed + 2 * each)
+    assert graphs_after(6) == (captured, replayed + 3 * each)
+    assert graphs_after(4) == (captured, replayed + 3 * each)  # new, therefore not a graph
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "mm8", "int4"])
+@pytest.mark.parametrize("rows", [2, 8, 16, 24])
+def test_the_place_in_a_batch_does_not_matter(rows: int, dtype: str, file_of: FileOf) -> None:
+    """One stream at every place of a batch: equal bits. Its numbers alone differ by rounding."""
+    spec = next(s for s in SPECS if s.version == "7.0")
+    model = load(file_of(spec), dtype)
+    prompt, token = tokens_of(spec, 4), tokens_of(spec, 1, seed=1)
+    start = model.new_state()
+    model.forward(prompt, start)
+    states = [start.copy() for _ in range(rows)]
+    logits = model.forward_batch([token] * rows, states)
+    blobs = {s.to_bytes() for s in states}
+    assert len(blobs) == 1
+    assert all(np.array_equal(row, logits[0]) for row in logits)
+    limit = {"fp16": 2e-2, "bf16": 1.5e-1}.get(dtype, 4e-2)
+    assert relative(logits[0], model.forward(token, start)) <= limit
+
+
+@pytest.mark.skipif(ON_SHIM, reason="the shim runs one kernel after the other")
+def test_overlapping_kernels_change_nothing() -> None:
+    """No tool sees a kernel that reads what the one before has not written yet; bits do."""
+    program = """
+import hashlib, wkv
+digest = hashlib.sha256()
+for version in ("4", "5.2", "6", "7"):
+    for dtype in ("fp16", "int4"):
+        model = wkv.Model.synthetic(f"v{version}:4x512:1000", dtype=dtype, device="cuda")
+        states = [model.new_state() for _ in range(20)]
+        model.forward(list(range(300)), states[0])
+        for rows in (1, 6, 20):
+            for _ in range(4):
+                logits = model.forward_batch([[i] for i in range(rows)], states[:rows])
+                digest.update(logits.tobytes())
+        for state in states:
+            digest.update(state.to_bytes())
+print(digest.hexdigest())
+"""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", program], env=os.environ | {"WKV_CUDA_PDL": overlap},
+            check=True, capture_output=True,
+        ).stdout
+        for overlap in ("0", "1")
+    }  # fmt: skip
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 20])
@@ -228,3 +323,23 @@ def test_a_loaded_file_leaves_memory(tmp_path: Path) -> None:
 def test_no_such_device() -> None:
     with pytest.raises(wkv.UnsupportedError, match="cuda:7"):
         wkv.Model.synthetic("v4:1x64:100", device="cuda:7")
+
+
+@pytest.mark.skipif(not ON_SHIM, reason="the shim can be any architecture")
+def test_a_device_without_code_is_refused() -> None:
+    program = """
+import wkv
+print(*(d.reason for d in wkv.devices() if d.name == "cuda:0"))
+try:
+    wkv.Model.synthetic("v4:1x64:100", device="cuda")
+except wkv.UnsupportedError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"WKV_SHIM_SM": "61"},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("it is an sm_61 and this build has code for sm_75, sm_80,")
+    assert lines[1] == "[cuda:0] " + lines[0]

@@ -54,7 +54,10 @@ class HostDevice final : public cuda::Device {
  public:
   explicit HostDevice(int index) : index_(index) {}
   std::string name() const override { return "cuda:" + std::to_string(index_); }
-  std::string description() const override { return "host shim"; }
+  std::string description() const override {
+    return "host shim, graphs captured: " + std::to_string(captured_) +
+           ", replayed: " + std::to_string(replayed_);
+  }
   int processors() const noexcept override { return 4; }
   int capability() const noexcept override { return capability_; }
   int shared_bytes() const noexcept override { return shared_of(capability_); }
@@ -110,9 +113,11 @@ class HostDevice final : public cuda::Device {
         {h.kernel, h.invoke, params, {h.grid[0], h.grid[1], h.grid[2]}, h.block, h.shared_bytes});
   }
   std::unique_ptr<cuda::Graph> capture(const cuda::LaunchList& list) override {
+    ++captured_;
     return std::make_unique<HostGraph>(list);
   }
   void replay(cuda::Graph& graph) override {
+    ++replayed_;
     static_cast<HostGraph&>(graph).list.each(
         [&](const cuda::LaunchHeader& h, const void* params) { launch(h, params); });
   }
@@ -120,6 +125,7 @@ class HostDevice final : public cuda::Device {
 
  private:
   int index_;
+  int captured_ = 0, replayed_ = 0;
   int capability_ = static_cast<int>(setting("WKV_SHIM_SM", 90));
   std::size_t memory_ = setting("WKV_SHIM_MEMORY", SIZE_MAX);
 };
@@ -137,6 +143,7 @@ int device_count(std::string&) {
       std::min<std::size_t>(shim::setting("WKV_SHIM_DEVICES", 1), shim::kMaxDevices));
 }
 std::string device_description(int) { return "host shim"; }
+int device_capability(int) { return static_cast<int>(shim::setting("WKV_SHIM_SM", 90)); }
 std::unique_ptr<Device> open_device(int index) {
   std::string why;
   const int count = device_count(why);

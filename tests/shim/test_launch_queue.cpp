@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "core/check.h"
+#include "cuda/architectures.h"
+#include "cuda/cuda_backend.h"
 #include "cuda/launch_queue.h"
 
 namespace wkv::cuda {
@@ -159,6 +161,35 @@ TEST_CASE("a failure leaves nothing to run later") {
   CHECK(device.take().empty());
   step(queue, 9, 100);
   CHECK(device.take() == kEach);
+}
+
+TEST_CASE("decoding steps have few sizes, all of which have a graph at once") {
+  int sizes = 0;
+  for (int rows = 1; rows <= 512; ++rows) {
+    CAPTURE(rows);
+    const int size = filled_up(rows);
+    CHECK(size >= rows);
+    CHECK(size < 2 * rows);
+    if (rows > 64) CHECK(2 * size < 3 * rows);  // 65 rows to 96: the worst
+    CHECK(filled_up(size) == size);
+    CHECK(size >= filled_up(rows - 1));
+    if (size == rows) ++sizes;
+  }
+  CHECK(sizes == 23);
+  CHECK(filled_up(513) == 513);
+}
+
+TEST_CASE("code runs on its major version from its minor one on, PTX on all that is newer") {
+  CHECK(runs_on(86, {80}, {}));
+  CHECK_FALSE(runs_on(80, {86}, {}));
+  CHECK_FALSE(runs_on(90, {80, 89}, {}));
+  CHECK(runs_on(90, {80}, {80}));
+  CHECK(runs_on(121, {90, 120}, {}));
+  CHECK_FALSE(runs_on(75, {80}, {80}));
+  for (const int device : {75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121})
+    CHECK(why_not(device) == "");
+  CHECK(why_not(70).find("sm_70") == 9);
+  CHECK(why_not(70).find("sm_75, sm_80, sm_86") != std::string::npos);
 }
 
 TEST_CASE("graphs are dropped, the least recently used first") {

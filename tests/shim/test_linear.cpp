@@ -291,6 +291,41 @@ TEST_CASE("quantised weights: the product is that of the weights that quantize()
   CHECK(shim::fences_broken() == 0);
 }
 
+TEST_CASE("1 to 64 rows of every form, at the edges of every tile") {
+  for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::mm8, DType::int4}) {
+    constexpr int kIn = 328, kOut = 70;
+    const auto w = random_values(kOut * kIn, 2);
+    std::vector<float> decoded(w.size());
+    HostTensor t;
+    t.data = w.data();
+    t.shape = {kOut, kIn};
+    Buffer memory;
+    if (is_quantized(dtype)) {
+      const Matrix codes = quantize::quantize(t, dtype, memory);
+      for (int o = 0; o < kOut; ++o)
+        quantize::decode_row(codes, o, decoded.data() + static_cast<std::ptrdiff_t>(o) * kIn);
+    } else {
+      for (std::size_t i = 0; i < w.size(); ++i) decoded[i] = rounded(w[i], dtype);
+    }
+    Bench bench;
+    const Matrix m = bench.matrix(w, kOut, kIn, dtype);
+    CHECK(m.dtype == dtype);
+    for (const int rows : {1, 4, 5, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65}) {
+      CAPTURE(dtype_name(dtype));
+      CAPTURE(rows);
+      const auto x = random_values(static_cast<std::size_t>(rows * kIn), 1);
+      bench.arena().reset();
+      bench.begin(rows);
+      const auto got = bench.get(linear(bench.tensor(x, rows, kIn), m));
+      bench.backend().end();
+      const bool exact = rows <= cuda::kSkinnyRows;
+      const double most = is_quantized(dtype) ? (exact ? 1e-5 : 4e-3) : tolerance(dtype, rows);
+      CHECK(product_error(got, x, decoded, {rows, kIn, kOut}, DType::f32) < most);
+    }
+  }
+  CHECK(shim::fences_broken() == 0);
+}
+
 TEST_CASE("packed codes decode to themselves") {
   constexpr int kIn = 150;
   std::vector<std::uint8_t> bytes(kIn), packed(192);

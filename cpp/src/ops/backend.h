@@ -86,6 +86,9 @@ class Backend {
   virtual bool host_memory() const noexcept = 0;
   /// Rows per step that make prefill efficient; longer input is cut into steps of this size.
   virtual int preferred_rows() const noexcept = 0;
+  /// A step of `rows` sequences of one row each may be filled up to this many with idle ones, so
+  /// that a device that records steps meets few different numbers.
+  virtual int decode_rows(int rows) const noexcept { return rows; }
 
   /// Throws Error(out_of_memory) with figures.
   virtual Buffer allocate(std::size_t bytes) = 0;

@@ -35,6 +35,7 @@ struct Batch {
   const float* inputs = nullptr;  ///< [rows, C] vectors instead of tokens (host memory)
   std::vector<int> wanted_rows;   ///< rows whose logits are asked for, ascending
   int rows = 0;
+  int idle = 0;  ///< the last rows that only fill the step up; see Backend::decode_rows
 };
 
 /// What ops find through their first tensor.

@@ -62,8 +62,9 @@ std::vector<DeviceInfo> cuda_devices() {
   if (count == 0) return {{"cuda", "", false, p.table == nullptr ? p.reason : text}};
   std::vector<DeviceInfo> devices;
   for (int i = 0; i < count; ++i) {
-    p.table->describe(i, text, sizeof text);
-    devices.push_back({str("cuda:", i), text, true, ""});
+    char why[kTextBytes] = "";
+    p.table->describe(i, text, why, sizeof text);
+    devices.push_back({str("cuda:", i), text, why[0] == '\0', why});
   }
   return devices;
 }

@@ -115,6 +115,7 @@ class Steps {
     batch.tokens.clear();
     batch.wanted_rows.clear();
     batch.rows = 0;
+    batch.idle = 0;
     vectors_.clear();
     while (stream_ < streams_.size() && batch.rows < max_rows_) {
       const Stream& s = streams_[stream_];
@@ -160,22 +161,47 @@ class Steps {
   std::int64_t taken_ = 0;
 };
 
-/// Where the rows of a call go; `row` counts those already there.
+/// Fills a decoding step up with rows that nobody asked for. They share one state, which nothing
+/// reads: what they do to it at the same time does not matter.
+void fill_up(ModelImpl& m, Batch& batch) {
+  const auto live = static_cast<int>(batch.sequences.size());
+  if (batch.rows != live || batch.tokens.empty()) return;
+  const int rows = m.backend->decode_rows(live);
+  if (rows <= live || rows > m.max_rows) return;
+  if (!m.idle_state) {
+    const std::vector<float>& initial = m.schema->initial;
+    const std::size_t bytes = initial.size() * sizeof(float);
+    Buffer state = m.backend->allocate(bytes);
+    m.backend->write(state.data(), initial.data(), bytes);
+    m.idle_state = std::move(state);
+  }
+  const bool wanted = batch.wanted_rows.size() == batch.sequences.size();
+  for (int row = live; row < rows; ++row) {
+    batch.sequences.push_back({row, 1, static_cast<float*>(m.idle_state.data()), 0});
+    batch.tokens.push_back(0);
+    if (wanted) batch.wanted_rows.push_back(row);
+  }
+  batch.rows = rows;
+  batch.idle = rows - live;
+}
+
+/// Where the rows of a call go; `row` counts those already there, `step_rows` those of this step.
 struct Outputs {
   float* logits;
   const ForwardOptions& options;
   std::size_t rows;
   std::size_t row = 0;
+  std::size_t step_rows = 0;
 };
 
 void store_hidden(ModelImpl& m, int layer, Tensor x, const Outputs& out) {
   const auto& layers = out.options.hidden_layers;
   const auto at = std::find(layers.begin(), layers.end(), layer);
-  if (at == layers.end() || x.rows == 0) return;
+  if (at == layers.end() || out.step_rows == 0) return;
   const auto index = static_cast<std::size_t>(at - layers.begin());
   const auto cols = static_cast<std::size_t>(x.cols);
   float* to = out.options.hidden.data() + (index * out.rows + out.row) * cols;
-  m.backend->read(to, x.data, static_cast<std::size_t>(x.rows) * cols * sizeof(float));
+  m.backend->read(to, x.data, out.step_rows * cols * sizeof(float));
 }
 
 void store_logits(ModelImpl& m, Step& step, Tensor hidden, const Outputs& out) {
@@ -186,12 +212,14 @@ void store_logits(ModelImpl& m, Step& step, Tensor hidden, const Outputs& out) {
       direct ? Tensor{&step, to, hidden.rows, V, V, DType::f32} : step.tensor(hidden.rows, V);
   m.arch->logits(hidden, y);
   if (!direct)
-    m.backend->read(to, y.data,
-                    static_cast<std::size_t>(y.rows) * static_cast<std::size_t>(V) * sizeof(float));
+    m.backend->read(to, y.data, out.step_rows * static_cast<std::size_t>(V) * sizeof(float));
 }
 
 void run_step(ModelImpl& m, const Batch& batch, const std::function<void()>& poll, Outputs& out) {
   m.arena->reset();
+  const auto& wanted = batch.wanted_rows;
+  out.step_rows = static_cast<std::size_t>(
+      std::lower_bound(wanted.begin(), wanted.end(), batch.rows - batch.idle) - wanted.begin());
   const std::function<void(int, Tensor)> tap = [&](int layer, Tensor x) {
     store_hidden(m, layer, select_rows(x), out);
   };
@@ -209,7 +237,7 @@ void run_step(ModelImpl& m, const Batch& batch, const std::function<void()>& pol
     throw;
   }
   m.backend->end();
-  out.row += batch.wanted_rows.size();
+  out.row += out.step_rows;
 }
 
 }  // namespace
@@ -257,8 +285,9 @@ void Model::forward(std::span<const Request> requests, std::span<float> logits,
   detail::Steps steps(streams, m.max_rows, m.info.n_embd);
   detail::Outputs out{logits.data(), options, rows};
   while (steps.next(batch)) {
+    detail::fill_up(m, batch);
     detail::run_step(m, batch, on_block, out);
-    done += batch.rows;
+    done += batch.rows - batch.idle;
   }
   if (long_work) poll.report(done, total, true);
   transaction.commit();

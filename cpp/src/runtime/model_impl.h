@@ -25,6 +25,7 @@ struct ModelImpl {
   std::unique_ptr<Arch> arch;
   std::unique_ptr<Arena> arena;
   int max_rows = 0;
+  Buffer idle_state;  // of the rows that only fill a step up; its content means nothing
   DType dtype = DType::f32;
   std::vector<std::pair<std::string, DType>> weight_types;
   std::int64_t weight_bytes = 0;
