@@ -1,14 +1,16 @@
 """Times wkv beside other runtimes on the same random weights, interleaved, and prints ratios.
 
-    pip install 'wkv[bench]' llama-cpp-python
-    python bench/peers.py --model v7:24x1024 --work /tmp/peers \
-        --llama-source llama_cpp_python-0.3.36/vendor/llama.cpp [--json out.json]
+    pip install '.[bench]'
+    python bench/peers.py --model v7:24x1024 --json peers.json
+    python bench/peers.py --model v7:24x1024@0.2 --contestants wkv:int8,wkv:int8+skip,llama.cpp:q8_0
+    python bench/roofline.py peers.json --out roofline.png
 
-A contestant is RUNTIME:TYPE, such as wkv:bf16, rwkv:fp32, llama.cpp:f16. Each round runs every one
-of them in a process of its own, in rotating order, so that a change of the machine's mood hits all.
-Ratios are taken within a round; the median and the spread over the rounds are printed.
---llama-source is an unpacked llama.cpp, of which the converter of Hugging Face files is used (it
-needs the packages of its requirements); without it llama.cpp is left out.
+A contestant is RUNTIME:TYPE, such as wkv:bf16, rwkv:fp32, llama.cpp:f16. "+skip" behind a type of
+wkv lets it leave out the rows of hidden units that are zero, which it does not do otherwise. @0.2
+in the model is the share of hidden units that are not zero; the one printed has been measured.
+Each round measures the read bandwidth, then runs every contestant in a process of its own, in
+rotating order, so that a change of the machine's mood hits all. Ratios are taken within a round;
+tables have the median and, in brackets, the least and the most of the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +34,33 @@ PAIRS = (
     ("wkv:fp16", "llama.cpp:f16"),
     ("wkv:int8", "llama.cpp:q8_0"),
     ("wkv:int4", "llama.cpp:q4_0"),
+    ("wkv:bf16+skip", "llama.cpp:f16"),
+    ("wkv:int8+skip", "llama.cpp:q8_0"),
+    ("wkv:int4+skip", "llama.cpp:q4_0"),
+    ("wkv:bf16+skip", "wkv:bf16"),
+    ("wkv:int8+skip", "wkv:int8"),
+    ("wkv:int4+skip", "wkv:int4"),
     ("wkv:bf16", "rwkv:fp32"),
     ("wkv:fp32", "rwkv:fp32"),
 )
+FTYPES = {"q8_0": 7, "q4_0": 2}  # llama.cpp's numbers of its file types
 
-Forward = Callable[[list[int]], object]
+Forward = Callable[[list[int]], Any]  # tokens -> logits of the last one, an array
+Round = dict[str, dict[str, Any]]
 
 
-def wkv_forward(path: Path, dtype: str, threads: int) -> Forward:
+def wkv_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
     import wkv
 
-    model = wkv.Model.load(path, device="cpu", dtype=dtype, threads=threads)  # type: ignore[arg-type]
+    kind, _, skip = dtype.partition("+")
+    model = wkv.Model.load(
+        path, device="cpu", dtype=kind, threads=threads, skip_zeros=skip == "skip"
+    )  # type: ignore[arg-type]
     state = model.new_state()
-    return lambda tokens: model.forward(tokens, state)
+    return lambda tokens: model.forward(tokens, state), model.weight_bytes_per_token
 
 
-def rwkv_forward(path: Path, dtype: str, threads: int) -> Forward:
+def rwkv_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
     os.environ |= {
         "RWKV_JIT_ON": "1",
         "RWKV_CUDA_ON": "0",
@@ -59,22 +72,30 @@ def rwkv_forward(path: Path, dtype: str, threads: int) -> Forward:
     from rwkv.model import RWKV
 
     model = RWKV(model=str(path.with_suffix("")), strategy=f"cpu {dtype}")
+    weights = model.z if hasattr(model, "z") else model.w
+    size = sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in weights.items()
+        if name != "emb.weight" and isinstance(tensor, torch.Tensor)
+    )
     state: Any = None
 
-    def forward(tokens: list[int]) -> object:
+    def forward(tokens: list[int]) -> Any:
         nonlocal state
         logits, state = model.forward(tokens, state)
-        return logits
+        return logits.float().numpy()
 
-    return forward
+    return forward, size
 
 
-def llama_forward(path: Path, dtype: str, threads: int) -> Forward:
+def llama_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
     import llama_cpp as llama
+    import numpy as np
+    from gguf import GGUFReader
 
+    sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
     llama.llama_backend_init()
-    params = llama.llama_model_default_params()
-    model = llama.llama_model_load_from_file(str(path).encode(), params)
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
     context_params = llama.llama_context_default_params()
     context_params.n_ctx = 1 << 20
     context_params.n_batch = context_params.n_ubatch = 256
@@ -82,84 +103,112 @@ def llama_forward(path: Path, dtype: str, threads: int) -> Forward:
     context = llama.llama_init_from_model(model, context_params)
     if context is None:
         raise RuntimeError(f"llama.cpp does not open {path} as {dtype}")
+    vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 
-    def forward(tokens: list[int]) -> object:
+    def forward(tokens: list[int]) -> Any:
         batch = llama.llama_batch_get_one((llama.llama_token * len(tokens))(*tokens), len(tokens))
         if llama.llama_decode(context, batch) != 0:
             raise RuntimeError("llama_decode failed")
-        return llama.llama_get_logits(context)[0]
+        return np.ctypeslib.as_array(llama.llama_get_logits(context), (vocab,))
 
-    return forward
+    return forward, sum(sizes.values()) - sizes["token_embd.weight"]
 
 
 RUNTIMES = {"wkv": wkv_forward, "rwkv": rwkv_forward, "llama.cpp": llama_forward}
 
 
-def work(contestant: str, path: Path, threads: int, prompt: int) -> dict[str, float]:
+def work(contestant: str, path: Path, threads: int, prompt: int) -> dict[str, Any]:
     """Tokens per second of one contestant, in this process."""
     runtime, dtype = contestant.split(":")
-    forward = RUNTIMES[runtime](path, dtype, threads)
-    ids = [(i * 7919) % 50000 for i in range(prompt)]
-    forward(ids[:16])  # pages, JIT
+    forward, size = RUNTIMES[runtime](path, dtype, threads)
+    logits = forward(list(range(1, 17)))  # pages, JIT; and what the contestants must agree on
+    ids = [(i * 7919) % len(logits) for i in range(prompt)]
+    sample = logits[:: max(1, len(logits) // 256)].tolist()
 
-    def rate(tokens: list[int]) -> float:
+    def rate(tokens: list[int]) -> tuple[float, float]:
+        """Tokens per second, and the share of its threads' time that the process had."""
+        forward(tokens)
         done = 0
-        start = time.perf_counter()
+        cpu, start = time.process_time(), time.perf_counter()
         while (seconds := time.perf_counter() - start) < SECONDS or done < 2 * len(tokens):
             forward(tokens)
             done += len(tokens)
-        return done / seconds
+        return done / seconds, (time.process_time() - cpu) / (seconds * threads)
 
-    forward(ids[:1])
-    decode = rate(ids[:1])
-    forward(ids)
-    return {"decode": decode, "prefill": rate(ids)}
+    decode, share = rate(ids[:1])
+    prefill, _ = rate(ids)
+    return {
+        "decode": decode,
+        "prefill": prefill,
+        "bytes": size,
+        "cpu_share": share,
+        "logits": sample,
+    }
 
 
-def prepare(spec: str, contestants: list[str], folder: Path, llama: Path | None) -> dict[str, Path]:
-    """The file of every contestant that can run, made where it is missing."""
+def prepare(spec: str, contestants: list[str], folder: Path) -> dict[str, Path]:
+    """The file of every contestant, made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     pth = folder / (spec.replace(":", "-") + ".pth")
     if not pth.exists():
         subprocess.run([sys.executable, HERE / "random_checkpoint.py", spec, pth], check=True)
-    files = {c: pth for c in contestants if not c.startswith("llama.cpp")}
-    if llama is None:
-        return files
-    f16 = pth.with_name(pth.stem + "-f16.gguf")
-    if not f16.exists():
-        hf = pth.with_suffix("")
-        tool = HERE / "random_checkpoint.py"
-        subprocess.run([sys.executable, tool, "--hugging-face", pth, hf], check=True)
-        vocabulary = next(Path(sys.prefix).rglob("rwkv_vocab_v20230424.txt"))
-        (hf / vocabulary.name).write_bytes(vocabulary.read_bytes())
-        convert = [sys.executable, llama / "convert_hf_to_gguf.py", hf, "--outtype", "f16"]
-        subprocess.run([*convert, "--outfile", f16], check=True)
+    files = {}
     for contestant in contestants:
-        if not contestant.startswith("llama.cpp"):
-            continue
-        kind = contestant.split(":")[1]
-        file = f16.with_name(f16.name.replace("f16", kind))
-        if not file.exists():
-            import llama_cpp
-
-            params = llama_cpp.llama_model_quantize_default_params()
-            params.ftype = {"q8_0": 7, "q4_0": 2}[kind]
-            if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params) != 0:
-                raise RuntimeError(f"cannot quantise {f16} to {kind}")
-        files[contestant] = file
+        runtime, kind = contestant.split(":")
+        files[contestant] = pth if runtime != "llama.cpp" else gguf_file(pth, kind)
     return files
+
+
+def gguf_file(pth: Path, kind: str) -> Path:
+    """The same weights for llama.cpp, rounded by llama.cpp itself."""
+    file = pth.with_name(f"{pth.stem}-{kind}.gguf")
+    if file.exists():
+        return file
+    if kind == "f16":
+        subprocess.run([sys.executable, HERE / "gguf_file.py", pth, file], check=True)
+        return file
+    import llama_cpp
+
+    f16 = gguf_file(pth, "f16")
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = FTYPES[kind]
+    if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params) != 0:
+        raise RuntimeError(f"cannot quantise {f16} to {kind}")
+    return file
+
+
+def wkv_bench(*arguments: str) -> dict[str, Any]:
+    program = "from wkv._bench import main; main()"
+    command = [sys.executable, "-c", program, *arguments, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def bandwidth(threads: int) -> float:
+    """GB/s that this machine reads, by wkv_bench beside a model too small to matter."""
+    small = ("--synthetic", "v7:2x128:256", "--runs", "1", "--threads", str(threads))
+    return float(wkv_bench(*small)["read_bandwidth_gb_s"]["median"])
+
+
+def density(pth: Path, threads: int) -> float:
+    """Share of hidden units that are not zero, while decoding."""
+    options = ("--skip-zeros", "on", "--runs", "1", "--tokens", "16", "--threads", str(threads))
+    return float(wkv_bench("--model", str(pth), *options)["active_share"])
 
 
 def run_rounds(
     files: dict[str, Path], threads: int, prompt: int, rounds: int
-) -> list[dict[str, dict[str, float]]]:
-    """Round by round, tokens per second of each contestant; those that fail are dropped."""
-    results: list[dict[str, dict[str, float]]] = []
+) -> tuple[list[Round], list[float]]:
+    """Of each round what the contestants did, less those that fail, and the bandwidth."""
+    results: list[Round] = []
+    bandwidths: list[float] = []
     alive = list(files)
     for number in range(rounds):
-        order = alive[number % len(alive) :] + alive[: number % len(alive)]
-        result: dict[str, dict[str, float]] = {}
-        for contestant in order:
+        bandwidths.append(bandwidth(threads))
+        turn = number % max(1, len(alive))
+        result: Round = {}
+        for contestant in alive[turn:] + alive[:turn]:
             command = [sys.executable, __file__, "--worker", contestant, "--file"]
             command += [str(files[contestant]), "--threads", str(threads), "--prompt", str(prompt)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -171,30 +220,63 @@ def run_rounds(
             result[contestant] = json.loads(done.stdout.splitlines()[-1])
         results.append(result)
         print(f"round {number + 1} of {rounds} is done", file=sys.stderr)
-    return results
+    return [{c: r[c] for c in alive} for r in results], bandwidths
 
 
-def spread(values: list[float], digits: int) -> str:
-    middle = statistics.median(values)
-    return f"{middle:9.{digits}f}  ({min(values):.{digits}f} to {max(values):.{digits}f})"
+def spread(values: Iterable[float], digits: int) -> str:
+    values = list(values)
+    least, most = (f"{limit(values):.{digits}f}" for limit in (min, max))
+    return f"{statistics.median(values):.{digits}f} ({least} to {most})"
 
 
-def report(results: list[dict[str, dict[str, float]]]) -> None:
-    contestants = [c for c in results[-1] if all(c in r for r in results)]
-    for mode in ("decode", "prefill"):
-        print(f"\n{mode}, tokens per second: median (least to most)")
-        for c in sorted(contestants):
-            print(f"  {c:16} {spread([r[c][mode] for r in results], 2)}")
-        for ours, theirs in PAIRS:
-            if ours in contestants and theirs in contestants:
-                ratios = [r[ours][mode] / r[theirs][mode] for r in results]
-                print(f"  {ours} / {theirs:20} {spread(ratios, 2)}")
+def distance(logits: list[float], reference: list[float]) -> float:
+    """Root mean square of the difference, relative to that of the reference."""
+    squares = sum((a - b) ** 2 for a, b in zip(logits, reference, strict=True))
+    return float((squares / sum(b**2 for b in reference)) ** 0.5)
+
+
+def report(rounds: list[Round], bandwidths: list[float]) -> None:
+    """Two Markdown tables."""
+    contestants = list(rounds[0])
+    if not contestants:
+        return
+    exact = "wkv:fp32" if "wkv:fp32" in contestants else contestants[0]
+    print(f"read bandwidth {spread(bandwidths, 1)} GB/s\n")
+    print(
+        "| contestant | MB a token | decode, tok/s | of the bandwidth, % | prefill, tok/s "
+        f"| CPU share, % | logits off {exact} |\n| --- | --: | --: | --: | --: | --: | --: |"
+    )
+    for c in contestants:
+        size = rounds[0][c]["bytes"]
+        roofs = [1e9 * gb_s / size for gb_s in bandwidths]
+        shares = [100 * r[c]["decode"] / roof for r, roof in zip(rounds, roofs, strict=True)]
+        print(
+            f"| {c} | {size / 1e6:.0f} | {spread((r[c]['decode'] for r in rounds), 1)} "
+            f"| {spread(shares, 0)} | {spread((r[c]['prefill'] for r in rounds), 0)} "
+            f"| {min(100 * r[c]['cpu_share'] for r in rounds):.0f} "
+            f"| {distance(rounds[0][c]['logits'], rounds[0][exact]['logits']):.1e} |"
+        )
+    print("\n| ratio | decode | prefill |\n| --- | --: | --: |")
+    for ours, theirs in PAIRS:
+        if ours in contestants and theirs in contestants:
+            ratios = (
+                spread((r[ours][mode] / r[theirs][mode] for r in rounds), 2)
+                for mode in ("decode", "prefill")
+            )
+            print(f"| {ours} / {theirs} |", " | ".join(ratios), "|")
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="wkv beside other runtimes.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument(
-        "--model", default="v7:24x1024", help="VERSION:LAYERSxCHANNELS[:VOCABULARY]"
+        "--model", default="v7:24x1024", help="VERSION:LAYERSxCHANNELS[:VOCABULARY][@DENSITY]"
     )
     parser.add_argument(
         "--contestants", default=",".join(dict.fromkeys(c for pair in PAIRS for c in pair))
@@ -203,7 +285,6 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prefill")
     parser.add_argument("--work", type=Path, default=Path("build/peers"), help="where files go")
-    parser.add_argument("--llama-source", type=Path)
     parser.add_argument("--json", type=Path, help="every figure of every round")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
@@ -213,12 +294,25 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     contestants = arguments.contestants.split(",")
-    files = prepare(arguments.model, contestants, arguments.work, arguments.llama_source)
-    results = run_rounds(files, arguments.threads, arguments.prompt, arguments.rounds)
+    files = prepare(arguments.model, contestants, arguments.work)
+    active = density(next(f for f in files.values() if f.suffix == ".pth"), arguments.threads)
+    rounds, bandwidths = run_rounds(files, arguments.threads, arguments.prompt, arguments.rounds)
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"{arguments.model}, {arguments.threads} threads, {arguments.rounds} rounds")
-    report(results)
+        everything = {
+            "command": sys.argv,
+            "processor": processor(),
+            "model": arguments.model,
+            "threads": arguments.threads,
+            "density": active,
+            "read_bandwidth_gb_s": bandwidths,
+            "rounds": rounds,
+        }
+        arguments.json.write_text(json.dumps(everything) + "\n")
+    print(
+        f"{arguments.model}, {arguments.threads} threads, {arguments.rounds} rounds, prompts of "
+        f"{arguments.prompt} tokens, {active:.3f} of the hidden units not zero; {processor()}"
+    )
+    report(rounds, bandwidths)
     return 0
 
 

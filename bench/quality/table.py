@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,18 +72,29 @@ def zero_rates(path: Path, text: bytes) -> list[float]:
     return rates
 
 
-def print_table(all_figures: dict[str, dict[str, dict[str, float]]]) -> None:
-    """One row per model and type, as Markdown."""
-    print("| model | dtype | bits per byte | against fp32 | logit error: max | rms |")
-    print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for name, figures in all_figures.items():
-        base = figures["fp32"]["bits_per_byte"]
-        for dtype, row in figures.items():
-            bits = row["bits_per_byte"]
-            print(
-                f"| {name} | {dtype} | {bits:.4f} | {100 * (bits / base - 1):+.3f} % "
-                f"| {row['logit_max']:.2g} | {row['logit_rms']:.2g} |"
-            )
+def print_tables(all_figures: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Bits per byte (fp32's, then what a type adds to it), and logit errors, as Markdown."""
+
+    def print_table(title: str, dtypes: list[str], cell: Callable[[str, str], str]) -> None:
+        print(f"| {title} |", " | ".join(all_figures), "|")
+        print("| --- |", " | ".join("---:" for _ in all_figures), "|")
+        for dtype in dtypes:
+            print(f"| {dtype} |", " | ".join(cell(name, dtype) for name in all_figures), "|")
+        print()
+
+    def bits(name: str, dtype: str) -> str:
+        base = all_figures[name]["fp32"]["bits_per_byte"]
+        if dtype == "fp32":
+            return f"{base:.4f}"
+        return f"{100 * (all_figures[name][dtype]['bits_per_byte'] / base - 1):+.3f} %"
+
+    def error(name: str, dtype: str) -> str:
+        row = all_figures[name][dtype]
+        return f"{row['logit_rms']:.2g} ({row['logit_max']:.2g})"
+
+    dtypes = list(next(iter(all_figures.values())))
+    print_table("bits per byte", dtypes, bits)
+    print_table("logit error: rms (max)", dtypes[1:], error)
 
 
 def main() -> None:
@@ -105,7 +117,7 @@ def main() -> None:
         return
     dtypes = ("fp32", *arguments.dtype) if arguments.dtype else DTYPES
     figures = {path.stem: measure(path, text, dtypes) for path in paths}
-    print_table(figures)
+    print_tables(figures)
     if arguments.record:
         assert arguments.text is None, "golden figures are those of the excerpt"
         assert arguments.bytes == LOGIT_BYTES, f"and of its first {LOGIT_BYTES} bytes"
