@@ -4,7 +4,8 @@
 
 The text is the Jargon File (public domain) as Debian's package `jargon-text` has it
 (/usr/share/doc/jargon-text/jargon.txt.gz). The last tenth is held out; its first 16 KiB are
-tests/quality/held_out.bin. tests/quality/v7 was trained with 500 steps, v4 with 150, one thread.
+tests/quality/held_out.bin. Of the models of tests/quality v7 was trained with 500 steps, the others
+with 150 (about 85 s), on one thread.
 Deterministic for one machine, thread count and torch version. `--device cuda` trains the same model
 faster; on a CPU GLIBC_TUNABLES=glibc.malloc.mmap_threshold=4294967296 saves the system's time.
 """

@@ -35,10 +35,23 @@ def test_bits_per_byte(model: str, dtype: str) -> None:
     assert bits <= GOLDEN[model]["fp32"]["bits_per_byte"] * (1 + MOST[dtype]) + 2e-4
 
 
+def test_a_checkpoint_for_each_version() -> None:
+    """In bf16, of at most 6 MB, each with its figures."""
+    paths = {path.stem: path for path in QUALITY.glob("*.safetensors")}
+    assert set(paths) == set(GOLDEN) == {"v4", "v5.2", "v6", "v7"}
+    for name, path in paths.items():
+        assert path.stat().st_size <= 6e6
+        info = wkv.inspect(path)
+        assert info.version == {"v4": "4", "v6": "6.0", "v7": "7.0"}.get(name, name[1:])
+        assert 2.4e6 < info.n_params < 3e6
+        assert wkv.Model.load(path, device="cpu").dtype == "bf16"
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "mm8", "int4"])
-def test_one_by_one(dtype: str) -> None:
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_one_by_one(name: str, dtype: Any) -> None:
     """Decode has kernels of its own: rounding inside them costs nothing that can be seen."""
-    model = wkv.Model.load(QUALITY / "v7.safetensors", device="cpu", dtype=dtype)
+    model = wkv.Model.load(QUALITY / f"{name}.safetensors", device="cpu", dtype=dtype)
     text = np.frombuffer(TEXT[:512], np.uint8)
     chunked, single = (perplexity(model, text, 512, chunk=n).bits_per_byte for n in (256, 1))
     assert single == pytest.approx(chunked, abs=2e-4)
@@ -48,6 +61,18 @@ def test_one_by_one(dtype: str) -> None:
 def test_the_models_learnt_something(model: str) -> None:
     """Letters by their frequency alone cost 4.6 bits per byte here."""
     assert GOLDEN[model]["fp32"]["bits_per_byte"] < 3.2
+
+
+@pytest.mark.parametrize("dtype", sorted(MOST))
+def test_command(dtype: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """wkv eval perplexity on every type."""
+    text = tmp_path / "text"
+    text.write_bytes(TEXT)
+    line = ["eval", "perplexity", str(QUALITY / "v7.safetensors"), str(text), "--json"]
+    assert main([*line, "--tokenizer", "bytes", "--device", "cpu", "--dtype", dtype]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["bytes"] == figures["tokens"] == BYTES
+    assert figures["bits_per_byte"] == pytest.approx(GOLDEN["v7"][dtype]["bits_per_byte"], abs=2e-4)
 
 
 def test_command_on_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
