@@ -11,7 +11,7 @@
 #include "cpu/isa.h"
 #include "ops_module.h"
 
-#if defined(WKV_EMULATED_AMX)
+#if defined(WKV_EMULATED)
 namespace wkv::test {
 struct AmxCounters {
   int faults, configured;
@@ -20,8 +20,9 @@ struct AmxCounters {
 extern AmxCounters amx_counters;
 }  // namespace wkv::test
 namespace wkv::cpu {
+extern const KernelTable kernels_avx512_emulated;
 extern const NarrowKernels kernels_amx_emulated;
-}
+}  // namespace wkv::cpu
 #endif
 
 namespace wkv::test {
@@ -33,15 +34,17 @@ bool runs(const std::string& name) {
   return false;
 }
 
-#if defined(WKV_EMULATED_AMX)
-const cpu::KernelTable& emulated_table() {
-  static const cpu::KernelTable table = [] {
+#if defined(WKV_EMULATED)
+/// A table of which some instructions are software; null for another name.
+const cpu::KernelTable* emulated_table(const std::string& isa) {
+  static const cpu::KernelTable amx = [] {
     cpu::KernelTable t = cpu::kernels_avx512;
     t.isa = kEmulatedAmx;
     t.matmul.narrow = cpu::kernels_amx_emulated.narrow;
     return t;
   }();
-  return table;
+  if (isa == kEmulatedAmx) return &amx;
+  return isa == kEmulatedAvx512 ? &cpu::kernels_avx512_emulated : nullptr;
 }
 
 py::dict counters() {
@@ -52,9 +55,7 @@ py::dict counters() {
   return all;
 }
 #else
-const cpu::KernelTable& emulated_table() {
-  fail(ErrorCode::unsupported, "[test] this build emulates no AMX");
-}
+const cpu::KernelTable* emulated_table(const std::string&) { return nullptr; }
 
 py::dict counters() { return {}; }
 #endif
@@ -88,8 +89,7 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
                const py::array& codes, const std::string& type, bool input_major,
                const std::optional<Array>& in_scale, const std::optional<Array>& out_scale,
                const std::optional<py::array>& group_scale, float zero, int range, int out) {
-  const cpu::MatmulKernels& kernels =
-      (isa == kEmulatedAmx ? emulated_table() : cpu::select_isa(isa.c_str())).matmul;
+  const cpu::MatmulKernels& kernels = table_named(isa).matmul;
   static constexpr std::pair<const char*, cpu::WeightType> kTypes[] = {
       {"fp32", cpu::kWeightF32}, {"fp16", cpu::kWeightF16}, {"bf16", cpu::kWeightBF16},
       {"int8", cpu::kWeightI8},  {"mm8", cpu::kWeightU8},   {"int4", cpu::kWeightI4}};
@@ -151,14 +151,15 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
 }  // namespace
 
 const cpu::KernelTable& table_named(const std::string& isa) {
-  if (isa == kEmulatedAmx) return emulated_table();
+  if (const cpu::KernelTable* table = emulated_table(isa); table != nullptr) return *table;
   return isa.empty() ? cpu::select_isa() : cpu::select_isa(isa.c_str());
 }
 
 std::vector<std::pair<std::string, bool>> all_isas() {
   std::vector<std::pair<std::string, bool>> list;
   for (const IsaInfo& isa : cpu::list_isas()) list.emplace_back(isa.name, isa.runnable);
-#if defined(WKV_EMULATED_AMX)
+#if defined(WKV_EMULATED)
+  list.emplace_back(kEmulatedAvx512, runs("avx2") && !runs("avx512"));
   list.emplace_back(kEmulatedAmx, runs("avx512"));
 #endif
   return list;

@@ -103,18 +103,22 @@ class Target:
 
 EMULATED = "amx-emulated"
 AMX = ("amx", EMULATED)
+AVX512 = ("avx512", "avx512-emulated")
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
 
 
 def targets() -> list[Target]:
     """Every device of this machine; the CPU once per ISA that runs here, or as WKV_ISA says.
 
-    AMX in software has the vectors of AVX-512 and runs beside it.
+    AMX in software has the vectors of AVX-512 and runs beside it; AVX-512 in software runs beside
+    AVX2 where the processor has no more.
     """
     ops = load_ops()
     forced = os.environ.get("WKV_ISA")
-    wanted = {forced, EMULATED} if forced == "avx512" else {forced}
-    isas = [n for n, runnable in ops.isas() if runnable and (not forced or n in wanted)]
+    runnable = [name for name, runs in ops.isas() if runs]
+    best = "avx512" if "avx512" in runnable else "avx2"
+    wanted = {forced, EMULATED, *AVX512} if forced == best else {forced}
+    isas = [name for name in runnable if not forced or name in wanted]
     return [Target("cpu", isa) for isa in isas] + [
         Target(name) for name in ops.devices() if name != "cpu"
     ]
@@ -151,9 +155,9 @@ def rounding(
 def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> int:
     """Bytes of x in a product with codes of 8 bits; 0: fp32."""
     codes = dtype in ("int8", "mm8")
-    if not codes or rows < NARROW_ROWS or target.isa not in ("avx512", *AMX):
+    if not codes or rows < NARROW_ROWS or target.isa not in AVX512 + AMX:
         return 0
-    if target.isa == "avx512":
+    if target.isa in AVX512:
         return {"w8a8": 1, "fast": 2}.get(precision, 0)
     automatic = 3 if dtype == "mm8" else 2
     return {"w8a8": 1, "fast": 2, "exact": 3}.get(precision, automatic)

@@ -65,8 +65,9 @@ class Call {
 /// dtype names as in numpy files and options: "fp32", "bf16", "int8", ...
 DType dtype_named(const std::string& name);
 
+constexpr const char* kEmulatedAvx512 = "avx512-emulated";
 constexpr const char* kEmulatedAmx = "amx-emulated";
-/// In bind_gemm.cpp: the table of an ISA, the emulated one included; "": the best.
+/// In bind_gemm.cpp: the table of an ISA, the emulated ones included; "": the best.
 const cpu::KernelTable& table_named(const std::string& isa);
 void bind_gemm(py::module_& m);
 /// In bind_linear.cpp: matrices, their formats, products and epilogues.

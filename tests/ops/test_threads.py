@@ -82,7 +82,7 @@ def run_python(code: str, isa: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_wkv_isa_forces(target: Target) -> None:
-    if target.isa == harness.EMULATED:
+    if target.isa.endswith("emulated"):
         pytest.skip("the library itself does not have it")
     done = run_python("print(ops.Device('cpu').name)", target.isa)
     assert done.stdout.startswith(f"cpu {target.isa},"), done.stderr
