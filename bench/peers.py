@@ -16,6 +16,7 @@ tables have the median and, in brackets, the least and the most of the rounds.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -88,11 +89,25 @@ def rwkv_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
     return forward, size
 
 
+@functools.cache
+def llama_library() -> Any:
+    """llama.cpp, which says nothing but errors (its level 4) on standard error."""
+    import llama_cpp
+
+    def log(level: int, text: bytes, _data: object) -> None:
+        if level == 4:
+            print(text.decode(errors="replace"), end="", file=sys.stderr)
+
+    llama_cpp.kept = llama_cpp.llama_log_callback(log)  # the library holds no reference to it
+    llama_cpp.llama_log_set(llama_cpp.kept, None)
+    return llama_cpp
+
+
 def llama_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
-    import llama_cpp as llama
     import numpy as np
     from gguf import GGUFReader
 
+    llama = llama_library()
     sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(path).tensors}
     llama.llama_backend_init()
     model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
@@ -106,7 +121,8 @@ def llama_forward(path: Path, dtype: str, threads: int) -> tuple[Forward, int]:
     vocab = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
 
     def forward(tokens: list[int]) -> Any:
-        batch = llama.llama_batch_get_one((llama.llama_token * len(tokens))(*tokens), len(tokens))
+        ids = (llama.llama_token * len(tokens))(*tokens)  # the batch only points at it
+        batch = llama.llama_batch_get_one(ids, len(tokens))
         if llama.llama_decode(context, batch) != 0:
             raise RuntimeError("llama_decode failed")
         return np.ctypeslib.as_array(llama.llama_get_logits(context), (vocab,))
@@ -167,12 +183,11 @@ def gguf_file(pth: Path, kind: str) -> Path:
     if kind == "f16":
         subprocess.run([sys.executable, HERE / "gguf_file.py", pth, file], check=True)
         return file
-    import llama_cpp
-
+    llama = llama_library()
     f16 = gguf_file(pth, "f16")
-    params = llama_cpp.llama_model_quantize_default_params()
+    params = llama.llama_model_quantize_default_params()
     params.ftype = FTYPES[kind]
-    if llama_cpp.llama_model_quantize(str(f16).encode(), str(file).encode(), params) != 0:
+    if llama.llama_model_quantize(str(f16).encode(), str(file).encode(), params) != 0:
         raise RuntimeError(f"cannot quantise {f16} to {kind}")
     return file
 
@@ -294,6 +309,9 @@ def main() -> int:
         print(json.dumps(result))
         return 0
     contestants = arguments.contestants.split(",")
+    if not arguments.model.startswith(("v6", "v7")):
+        contestants = [c for c in contestants if not c.startswith("llama.cpp")]
+        print("llama.cpp is left out: it runs v6 and v7", file=sys.stderr)
     files = prepare(arguments.model, contestants, arguments.work)
     active = density(next(f for f in files.values() if f.suffix == ".pth"), arguments.threads)
     rounds, bandwidths = run_rounds(files, arguments.threads, arguments.prompt, arguments.rounds)
