@@ -206,9 +206,11 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   }
 
   const int shared_by = total < kGrain ? 1 : pool_.threads();
-  for (int i = 0; i < shared_by; ++i)
-    shares_.give(i, first_block(jobs, total, i, shared_by),
-                 first_block(jobs, total, i + 1, shared_by));
+  for (int i = 0, begin = 0; i < shared_by; ++i) {
+    const int end = first_block(jobs, total, i + 1, shared_by);
+    shares_.give(i, begin, end);
+    begin = end;
+  }
   auto multiply = [&](int index, int) noexcept {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
     const Job* prepared = nullptr;

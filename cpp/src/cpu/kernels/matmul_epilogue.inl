@@ -23,7 +23,8 @@ inline f32v finish(const MatmulArgs& a, const RowSums& sums, f32v p, ptrdiff_t r
 }
 
 /// Asks for what the outputs from j on need beside W, two lines of each. Nothing else follows these
-/// vectors through memory: of a token with int8 weights their misses are 3 %.
+/// vectors through memory: without, store_outputs() took 3.6 % of the time of an int8 token on
+/// Zen 3.
 inline void ask_operands(const MatmulArgs& a, int j) {
   const float* const vectors[] = {a.scales.out_scale, a.scales.out_offset, a.epilogue.bias};
   for (const float* p : vectors) {
