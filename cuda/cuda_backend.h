@@ -13,6 +13,7 @@
 #include "cuda/kernels.h"
 #include "cuda/launch_queue.h"
 #include "ops/backend.h"
+#include "ops/quantize.h"
 
 namespace wkv::cuda {
 
@@ -46,7 +47,8 @@ class CudaBackend final : public Backend {
   void copy(void* to_device, const void* from_device, std::size_t bytes) override;
   void stream_matrices(bool on) override { stream_ = on; }
   Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-               std::vector<std::shared_ptr<const void>>& keep) override;
+               std::vector<std::shared_ptr<const void>>& keep,
+               const std::function<void()>& poll) override;
 
   void begin(const Batch& batch) override;
   void end() override;
@@ -129,7 +131,11 @@ class CudaBackend final : public Backend {
   void upload_made(void* to, std::size_t rows, std::size_t pitch,
                    const std::function<void(std::size_t, unsigned char*)>& make);
   Matrix adopt_quantised(const HostTensor& tensor, DType want, const char* name,
-                         std::vector<std::shared_ptr<const void>>& keep);
+                         std::vector<std::shared_ptr<const void>>& keep,
+                         const std::function<void()>& poll);
+  ThreadPool& workers();
+  /// Them, for a matrix of `in` inputs.
+  quantize::Parallel parallel(std::int64_t in, const std::function<void()>& poll);
   void copy_out(unsigned char* to, const unsigned char* from, std::size_t bytes);
 
   std::unique_ptr<Device> device_;

@@ -29,16 +29,25 @@ float normaliser(const float* v, int n) {
 
 }  // namespace
 
-Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const char* name,
-                                    std::vector<std::shared_ptr<const void>>& keep) {
-  Buffer host;
+ThreadPool& CudaBackend::workers() {
   if (!workers_) workers_ = std::make_unique<ThreadPool>(usable_cores());
+  return *workers_;
+}
+
+quantize::Parallel CudaBackend::parallel(std::int64_t in, const std::function<void()>& poll) {
+  return quantize::polled([this](int n, const auto& work) { workers().run_parts(n, work); }, poll,
+                          in);
+}
+
+Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const char* name,
+                                    std::vector<std::shared_ptr<const void>>& keep,
+                                    const std::function<void()>& poll) {
+  Buffer host;
   Matrix q;
   try {
     q = tensor.dtype == want
             ? quantize::view(tensor, host)
-            : quantize::quantize(tensor, want, host,
-                                 [this](int n, const auto& work) { workers_->run_parts(n, work); });
+            : quantize::quantize(tensor, want, host, parallel(tensor.shape[1], poll));
   } catch (const Error& e) {
     fail(e.code(), "'", name, "': ", e.what());
   }

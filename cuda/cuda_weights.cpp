@@ -125,7 +125,7 @@ void CudaBackend::upload_made(void* to, std::size_t rows, std::size_t pitch,
       };
       for (std::size_t i = bound(index); i < bound(index + 1); ++i) make(row + i, slot + i * pitch);
     };
-    workers_->run(part);
+    workers().run(part);
     device_->copy_in(target + row * pitch, slot, n * pitch);
     device_->mark(number);
     row += n;
@@ -179,14 +179,16 @@ void CudaBackend::read(void* host, const void* device, std::size_t bytes) {
 }
 
 Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-                          std::vector<std::shared_ptr<const void>>& keep) {
+                          std::vector<std::shared_ptr<const void>>& keep,
+                          const std::function<void()>& poll) {
   WKV_CHECK(tensor.shape.size() == 2 && (is_float(tensor.dtype) || is_quantized(tensor.dtype)),
             internal, "[adopt] '", name, "' is no floating-point matrix");
   const bool small = use == MatrixUse::embedding || use == MatrixUse::lora;
   if (is_quantized(tensor.dtype)) {
     if (want == DType::automatic && !small) want = tensor.dtype;
     if (small || want != tensor.dtype)
-      return adopt(quantize::dequantize(tensor), want, use, name, keep);
+      return adopt(quantize::dequantize(tensor, parallel(tensor.shape[1], poll)), want, use, name,
+                   keep, poll);
   }
   const auto rows = static_cast<std::size_t>(tensor.shape[0]);
   const auto cols = static_cast<std::size_t>(tensor.shape[1]);
@@ -196,7 +198,7 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
     if (use == MatrixUse::head && want == DType::int4) want = DType::int8;
     const std::lock_guard lock(mutex_);
     flush();
-    Matrix m = adopt_quantised(tensor, want, name, keep);
+    Matrix m = adopt_quantised(tensor, want, name, keep, poll);
     if (use == MatrixUse::ffn_value) x_scale_[m.data] = kSquareScale;
     return m;
   }

@@ -64,7 +64,7 @@ class Weights {
         std::memcpy(data.data(), first_.data(), data.bytes());
       }
       HostTensor tensor{data.data(), stored, {out, in}, std::make_shared<Buffer>(data)};
-      matrices.push_back(backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_));
+      matrices.push_back(backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_, {}));
     }
     stored_ = stored;
   }

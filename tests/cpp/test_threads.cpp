@@ -17,6 +17,7 @@
 #include "core/cpu_set.h"
 #include "core/thread_pool.h"
 #include "cpu/shares.h"
+#include "ops/quantize.h"
 #include "wkv/types.h"
 
 using wkv::ThreadPool;
@@ -198,4 +199,36 @@ TEST_CASE("a thread finishes what another has not begun") {
   while (shares.take(0, 2, begin, end)) owned.push_back(end - begin);
   CHECK(owned == std::vector<int>{5, 3, 2, 5, 3, 2});
   CHECK(!shares.take(1, 2, begin, end));
+}
+
+TEST_CASE("quantising a matrix asks between its pieces whether to go on") {
+  constexpr int kOut = 3000, kIn = 1000;  // pieces of 2^20 / 1000 rows
+  std::vector<float> values(static_cast<std::size_t>(kOut) * kIn);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 17) - 8;
+  const wkv::HostTensor w{values.data(), wkv::DType::f32, {kOut, kIn}, nullptr};
+  for (const wkv::DType want : {wkv::DType::int8, wkv::DType::mm8, wkv::DType::int4}) {
+    int polls = 0;
+    const auto count = [&polls] { ++polls; };
+    wkv::ThreadPool pool(2);
+    const wkv::quantize::Parallel parallel = wkv::quantize::polled(
+        [&pool](int n, const auto& work) { pool.run_parts(n, work); }, count, kIn);
+    wkv::Buffer whole, pieces, none;
+    const wkv::Matrix a = wkv::quantize::quantize(w, want, whole);
+    const wkv::Matrix b = wkv::quantize::quantize(w, want, pieces, parallel);
+    std::vector<float> row(kIn), same(kIn);
+    for (int o = 0; o < kOut; o += 7) {
+      wkv::quantize::decode_row(a, o, row.data());
+      wkv::quantize::decode_row(b, o, same.data());
+      REQUIRE(row == same);
+    }
+    CHECK(polls >= 6);  // at least two passes, three pieces each
+    const auto stop = wkv::quantize::polled(
+        wkv::quantize::serial,
+        [&polls] {
+          if (--polls == 1) throw wkv::Error(wkv::ErrorCode::cancelled, "stop");
+        },
+        kIn);
+    CHECK_THROWS_AS(wkv::quantize::quantize(w, want, none, stop), wkv::Error);
+    CHECK(polls == 1);
+  }
 }

@@ -56,7 +56,7 @@ class Micro {
     t.data = half_.data();
     t.dtype = bf16 ? DType::bf16 : DType::f16;
     t.shape = {out, in};
-    return backend_.adopt(t, dtype, MatrixUse::linear, "w", keep);
+    return backend_.adopt(t, dtype, MatrixUse::linear, "w", keep, {});
   }
 
   /// The same weights in other memory.

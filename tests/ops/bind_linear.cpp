@@ -57,7 +57,7 @@ struct Weight {
     const HostTensor host{
         copy->data() + offset, dtype_named(dtype), {w.shape(0), w.shape(1)}, copy};
     keep.push_back(copy);
-    matrix = d.backend->adopt(host, dtype_named(want), use_named(use), "test.weight", keep);
+    matrix = d.backend->adopt(host, dtype_named(want), use_named(use), "test.weight", keep, {});
   }
 };
 

@@ -91,7 +91,7 @@ const Matrix& Call::matrix(const py::array& x, DType dtype, DType want, MatrixUs
   HostTensor host{copy->data(), dtype, {x.shape(0), x.shape(1)}, copy};
   keep_.push_back(copy);
   matrices_.push_back(
-      std::make_unique<Matrix>(device_.backend->adopt(host, want, use, "test.weight", keep_)));
+      std::make_unique<Matrix>(device_.backend->adopt(host, want, use, "test.weight", keep_, {})));
   return *matrices_.back();
 }
 

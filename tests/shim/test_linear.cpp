@@ -69,7 +69,7 @@ class Bench {
     t.data = v.data();
     t.dtype = DType::f32;
     t.shape = {out, in};
-    return backend_.adopt(t, dtype, use, "w", keep_);
+    return backend_.adopt(t, dtype, use, "w", keep_, {});
   }
   std::vector<float> get(Tensor t) {
     std::vector<float> v(static_cast<std::size_t>(t.rows) * static_cast<std::size_t>(t.cols));

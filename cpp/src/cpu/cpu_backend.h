@@ -30,7 +30,8 @@ class CpuBackend final : public Backend {
   void read(void* host, const void* device, std::size_t bytes) override;
   void copy(void* to_device, const void* from_device, std::size_t bytes) override;
   Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-               std::vector<std::shared_ptr<const void>>& keep) override;
+               std::vector<std::shared_ptr<const void>>& keep,
+               const std::function<void()>& poll) override;
 
   void begin(const Batch& batch) override;
   void end() override;

@@ -86,15 +86,17 @@ DType choose_dtype(DType want, DType have, MatrixUse use) {
 }  // namespace
 
 Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-                         std::vector<std::shared_ptr<const void>>& keep) {
+                         std::vector<std::shared_ptr<const void>>& keep,
+                         const std::function<void()>& poll) {
   WKV_CHECK(tensor.shape.size() == 2, internal, "[adopt] '", name, "' has shape ",
             shape_str(tensor.shape), ", a matrix is wanted");
   WKV_CHECK(is_float(tensor.dtype) || quantize::is_quantized(tensor.dtype), bad_model, "[adopt] '",
             name, "' is ", dtype_name(tensor.dtype), ", a float type is wanted");
   want = choose_dtype(want, tensor.dtype, use);
-  const quantize::Parallel parallel = [this](int n, const auto& work) { pool_.run_parts(n, work); };
+  const quantize::Parallel parallel = quantize::polled(
+      [this](int n, const auto& work) { pool_.run_parts(n, work); }, poll, tensor.shape[1]);
   if (quantize::is_quantized(tensor.dtype) && tensor.dtype != want)
-    return adopt(quantize::dequantize(tensor, parallel), want, use, name, keep);
+    return adopt(quantize::dequantize(tensor, parallel), want, use, name, keep, poll);
   Matrix m;
   if (quantize::is_quantized(want)) {
     Buffer memory;

@@ -86,7 +86,7 @@ bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>
 Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, MatrixUse use) {
   // Embedding rows are only gathered, exactly, so they stay as stored.
   const DType want = use == MatrixUse::embedding ? DType::automatic : want_.type_for(name);
-  Matrix m = backend_.adopt(tensor, want, use, intern(name), keep_);
+  Matrix m = backend_.adopt(tensor, want, use, intern(name), keep_, [this] { poll(0); });
   if (m.bytes == 0)
     m.bytes = std::int64_t{m.out} * m.in * static_cast<std::int64_t>(dtype_size(m.dtype));
   if (use != MatrixUse::embedding) {

@@ -20,7 +20,7 @@ namespace wkv {
 /// problem and return an empty view, so that finish() can list everything at once.
 class Checkpoint {
  public:
-  /// `poll(bytes done, bytes total)` is called per tensor and may throw to cancel.
+  /// `poll(bytes done, bytes total)` is called per tensor, or more often, and may throw to cancel.
   Checkpoint(std::shared_ptr<const TensorSource> source, Backend& backend, DTypePlan want,
              std::function<void(std::int64_t, std::int64_t)> poll = {});
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -105,9 +106,11 @@ class Backend {
 
   /// Makes a host matrix [out, in] usable in linear() (or embed()), as `want` (`automatic`: as
   /// stored). Uses the memory in place if it can, else converts, packs or quantises into new
-  /// memory. What must stay alive is appended to `keep`.
+  /// memory. What must stay alive is appended to `keep`. `poll` (if any) is called now and then by
+  /// what takes long and may throw to cancel.
   virtual Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-                       std::vector<std::shared_ptr<const void>>& keep) = 0;
+                       std::vector<std::shared_ptr<const void>>& keep,
+                       const std::function<void()>& poll) = 0;
 
   /// Hidden units of channel mixes that were looked at one by one, and those that were not zero.
   virtual HiddenUnits hidden_units() const noexcept { return {}; }

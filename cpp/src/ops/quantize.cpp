@@ -383,6 +383,20 @@ void check_range(const Rows& w, DType want, const Parallel& parallel) {
 
 std::size_t row_bytes(DType dtype, int in) noexcept { return row_size(dtype, in); }
 
+Parallel polled(Parallel parallel, std::function<void()> poll, std::int64_t in) {
+  if (!poll) return parallel;
+  constexpr std::int64_t kPiece = std::int64_t{1} << 20;
+  const int rows =
+      static_cast<int>(std::max<std::int64_t>(1, kPiece / std::max<std::int64_t>(in, 1)));
+  return [parallel = std::move(parallel), poll = std::move(poll), rows](int n, const auto& work) {
+    for (int first = 0; first < n; first += std::min(rows, n - first)) {
+      poll();
+      parallel(std::min(rows, n - first),
+               [&work, first](int begin, int end) { work(first + begin, first + end); });
+    }
+  };
+}
+
 void serial(int n, const std::function<void(int begin, int end)>& work) { work(0, n); }
 
 Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel) {

@@ -61,7 +61,7 @@ class Quantised {
       : source_(std::move(source)), name_(std::move(name)), want_(want), pool_(std::move(pool)) {}
 
   void write_codes(const TensorToSave::Sink& sink) {
-    make();
+    make(sink);
     sink(tensor_.data, static_cast<std::size_t>(stored_size(want_, tensor_.shape)));
     std::vector<HostTensor> kept;
     for (const HostTensor& part : tensor_.parts) {
@@ -76,20 +76,21 @@ class Quantised {
   }
 
   void write_part(std::size_t index, const TensorToSave::Sink& sink) {
-    make();
+    make(sink);
     const HostTensor& part = tensor_.parts[index];
     sink(part.data, static_cast<std::size_t>(stored_size(part.dtype, part.shape)));
     count();
   }
 
  private:
-  void make() {
+  /// Writes nothing to `sink`: an empty write asks whether to go on.
+  void make(const TensorToSave::Sink& sink) {
     if (written_ > 0 || tensor_.data != nullptr) return;
     tensor_ = source_->get(name_);
     if (tensor_.dtype == want_) return;
-    const quantize::Parallel parallel = [this](int n, const auto& work) {
-      pool_->run_parts(n, work);
-    };
+    const quantize::Parallel parallel =
+        quantize::polled([this](int n, const auto& work) { pool_->run_parts(n, work); },
+                         [&] { sink(tensor_.data, 0); }, tensor_.shape[1]);
     auto memory = std::make_shared<Buffer>();
     Matrix m;
     try {

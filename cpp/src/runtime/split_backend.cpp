@@ -75,13 +75,14 @@ int SplitBackend::place(std::string_view tensor) const {
 }
 
 Matrix SplitBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-                           std::vector<std::shared_ptr<const void>>& keep) {
+                           std::vector<std::shared_ptr<const void>>& keep,
+                           const std::function<void()>& poll) {
   const int where = place(name);
   const Stage& stage = stages_[static_cast<std::size_t>(where)];
   if (stage.dtype != DType::automatic && use != MatrixUse::embedding) want = stage.dtype;
   Backend& device = at(where);
   device.stream_matrices(stage.stream);
-  Matrix m = device.adopt(tensor, want, use, name, keep);
+  Matrix m = device.adopt(tensor, want, use, name, keep, poll);
   m.place = where;
   return m;
 }

@@ -35,7 +35,8 @@ class SplitBackend final : public Backend {
   int place(std::string_view tensor) const override;
   Backend& at(int place) override { return *devices_[static_cast<std::size_t>(place)]; }
   Matrix adopt(const HostTensor& tensor, DType want, MatrixUse use, const char* name,
-               std::vector<std::shared_ptr<const void>>& keep) override;
+               std::vector<std::shared_ptr<const void>>& keep,
+               const std::function<void()>& poll) override;
 
   void begin(const Batch& batch) override;
   void end() override;
