@@ -185,17 +185,25 @@ std::vector<IsaInfo> list_isas() {
   return list;
 }
 
-std::ptrdiff_t stream_ahead() noexcept {
-  // Two threads, bf16, GB/s. Zen 3, of 35: 29 without, 32 with 1 KiB, 25 with 3 KiB. Zen 4, of 65:
-  // 62 without, 53 with 3 KiB. Granite Rapids, of 33: 31 without, 34 with 2 KiB.
+StreamAhead stream_ahead(int type) noexcept {
+  // A prefetch of a line that a load needs at once is worse than none: it takes the miss that
+  // would have trained the processor's own prefetcher. GB/s of bf16, one thread of Zen 4, of 26:
+  // 14 with one at distance 0, 22 without any, 23 so; fp16 10 without any, 21 so; int8 22 with 8
+  // and 0.75 KiB, 25 so. fp32, two threads, of 35: 25 without any, 32 so. bf16, two threads of Zen
+  // 3, of 35: 29 without, 32 with 1 KiB, 25 with 3; of fp32 33 without, 27 with 1 KiB. Granite
+  // Rapids, bf16, of 33: 31 without, 34 with 2 KiB; fp32 3 to 10 % slower with any. int8, two
+  // threads of another Zen 4, of 64: 29 without, 25 with 4 KiB into L1 alone, 58 with 8 and 0.75.
+  constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
+  const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
-  static const std::ptrdiff_t ahead = __builtin_cpu_is("znver3") != 0 ? 1024
-                                      : __builtin_cpu_is("amd") != 0  ? 0
-                                                                      : 3072;
-  return ahead;
-#else
-  return 0;
+  static const bool zen3 = __builtin_cpu_is("znver3") != 0, amd = __builtin_cpu_is("amd") != 0;
+  if (amd && !zen3) {
+    if (type == kWeightF32) return {2048, 0};
+    return codes ? StreamAhead{16384, 1024} : StreamAhead{8192, 0};
+  }
+  if (!codes) return type == kWeightF32 ? kNone : StreamAhead{0, zen3 ? 1024 : 3072};
 #endif
+  return codes ? kCodes : kNone;
 }
 
 const KernelTable& select_isa() { return select(forced(), "[isa] WKV_ISA="); }

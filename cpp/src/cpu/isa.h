@@ -20,9 +20,8 @@ const KernelTable& select_isa();
 /// By name: what select_isa() does for WKV_ISA. An empty name chooses the best.
 const KernelTable& select_isa(const char* name);
 
-/// Bytes ahead that a single stream of weights is prefetched into L1 on this processor; 0: its own
-/// prefetcher does better.
-std::ptrdiff_t stream_ahead() noexcept;
+/// How far ahead this processor wants to be asked for a stream of weights of a WeightType.
+StreamAhead stream_ahead(int type) noexcept;
 
 /// What a machine answers when asked for AMX.
 struct AmxProbe {

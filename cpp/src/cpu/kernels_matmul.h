@@ -48,6 +48,12 @@ struct MatmulEpilogue {
 /// wkv::MatmulPrecision as plain constants; cpu_linear.cpp asserts that both agree.
 enum PrecisionCode : int { kPrecisionAuto, kPrecisionExact, kPrecisionFast, kPrecisionW8A8 };
 
+/// Bytes before its use that a single stream of weights is asked for into L2 and into L1; 0: not.
+/// See stream_ahead() in isa.h.
+struct StreamAhead {
+  ptrdiff_t l2, l1;
+};
+
 /// One product. W [out][in] (int4: strips), or [in][out] if `input_major`: int4 then has two
 /// outputs of an input to a byte, the even one low, and its scales are [group][out]. Strides of x
 /// and y in floats.
@@ -64,9 +70,7 @@ struct MatmulArgs {
   ptrdiff_t y_stride;
   int rows;
   MatmulEpilogue epilogue;
-  /// Bytes before its use that a single stream of float weights is prefetched, see
-  /// stream_ahead() in isa.h; 0: left to the processor.
-  ptrdiff_t stream_ahead;
+  StreamAhead ahead;
   int precision;  ///< a PrecisionCode: what `narrow` may do
 };
 

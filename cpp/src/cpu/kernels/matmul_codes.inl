@@ -8,6 +8,12 @@
 namespace wkv::cpu {
 namespace {
 
+/// The line at `p` is asked for so far ahead of its use.
+inline __attribute__((always_inline)) void ask_ahead(const void* p, StreamAhead ahead) {
+  if (ahead.l2 != 0) __builtin_prefetch((const char*)p + ahead.l2, 0, 2);
+  if (ahead.l1 != 0) __builtin_prefetch((const char*)p + ahead.l1, 0, 3);
+}
+
 struct CodecF32 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 2;  // 1/4 input per byte
   static constexpr int input(int v, int lane) { return v * W + lane; }

@@ -19,11 +19,6 @@ struct GemvHead {
 constexpr size_t kHeadBytes = 64;
 static_assert(sizeof(GemvHead) <= kHeadBytes);
 
-/// Bytes before its use that a line is asked for, into L2, where a core holds more outstanding
-/// lines than in L1, and from there. Two threads of Zen 4, int8, of 64 GB/s: 29 without, 25 with 4
-/// KiB into L1 alone, 58 so.
-constexpr ptrdiff_t kFixedAhead = 8192, kFixedNear = 768;
-
 /// Magnitude bits of floats: they order like the values, infinities and NaN above all.
 inline i32v magnitude(f32v v) { return (i32v)v & 0x7fffffff; }
 inline i32v larger(i32v a, i32v b) { return a > b ? a : b; }
@@ -101,15 +96,12 @@ float fixed_row(const MatmulArgs& a, int row, const unsigned char* x, float step
   typename C::Sums sums(x);
   x += C::kHeadBytes;
   const unsigned char* w = (const unsigned char*)a.w + row * a.row_bytes + k0;
-  // The same inputs of a row that follows, at least kFixedAhead bytes on.
-  const ptrdiff_t ahead = (kFixedAhead + n - 1) / n * a.row_bytes;
+  // The same inputs of a row that follows, at least that many bytes on.
+  const StreamAhead ahead{(a.ahead.l2 + n - 1) / n * a.row_bytes, a.ahead.l1};
   int k = 0;
   for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes, w += C::kInputs) {
 #pragma GCC unroll 2
-    for (int line = 0; line < C::kInputs; line += 64) {
-      __builtin_prefetch(w + ahead + line, 0, 2);
-      __builtin_prefetch(w + kFixedNear + line, 0, 3);
-    }
+    for (int line = 0; line < C::kInputs; line += 64) ask_ahead(w + line, ahead);
     sums.step(w, x);
   }
   if (k < n) {

@@ -75,18 +75,14 @@ void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float*
   const unsigned char* rows[RW];
 #pragma GCC unroll 4
   for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes;
-  // A row of a single stream runs into the next one; of several, each is followed RW rows below. A
-  // single one of fp32, which needs no conversion, processors follow better alone: two threads of
-  // Zen 3 33 GB/s, 27 with 1 KiB; Granite Rapids 3 to 10 % slower with any.
-  constexpr bool kAsk = RW > 1 || C::kInputsPerByteX8 > 2;
-  const ptrdiff_t ahead = RW == 1 ? a.stream_ahead : RW * a.row_bytes;
+  // A row of a single stream runs into the next one; of several, each is followed RW rows below.
+  const StreamAhead ahead = RW == 1 ? a.ahead : StreamAhead{RW * a.row_bytes, 0};
   int k = 0;
   for (; k + kStep<C> <= a.in; k += kStep<C>, x += kStep<C>) {
 #pragma GCC unroll 4
-    for (int r = 0; r < (kAsk ? RW : 0); ++r)
+    for (int r = 0; r < RW; ++r)
 #pragma GCC unroll 4
-      for (int line = 0; line < kStepBytes<C>; line += 64)
-        __builtin_prefetch(rows[r] + ahead + line, 0, RW == 1 ? 3 : 2);
+      for (int line = 0; line < kStepBytes<C>; line += 64) ask_ahead(rows[r] + line, ahead);
     acc.step(rows, x, xs);
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;

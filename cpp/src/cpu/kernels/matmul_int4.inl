@@ -30,18 +30,16 @@ constexpr float kWeights[8] = {1.0f,     0x1p-4f,  0x1p-8f,  0x1p-12f,
 /// it stands and converted there, 16^i times its worth, which is taken out of x: three operations,
 /// all exact.
 template <int RX>
-void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, float* products) {
+void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, StreamAhead ahead,
+                  float* products) {
   constexpr int kVectors = kStrip / W;
   f32v sums[RX][kVectors] = {};
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip, x += kGroupFloats) {
-    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+    ask_ahead(scales, {ahead.l2 / 8, 0});
 #pragma GCC unroll 4
-    for (int line = 0; line < kLines4; ++line) {
-      __builtin_prefetch(codes + line * kLineBytes4 + kFixedAhead, 0, 2);
-      __builtin_prefetch(codes + line * kLineBytes4 + kFixedNear, 0, 3);
-    }
+    for (int line = 0; line < kLines4; ++line) ask_ahead(codes + line * kLineBytes4, ahead);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       f32v part[RX];
@@ -90,19 +88,18 @@ inline __m512i four_digits(const int8_t* p) {
 
 template <int RX>
 void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t xs,
-                 float* products) {
+                 StreamAhead ahead, float* products) {
   const __m512i nibble = _mm512_set1_epi8(15);
   f32v sums[RX] = {};
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip) {
-    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+    ask_ahead(scales, {ahead.l2 / 8, 0});
     __m512i even[kLines4], odd[kLines4];
 #pragma GCC unroll 4
     for (int line = 0; line < kLines4; ++line) {
       const unsigned char* at = codes + line * kLineBytes4;
-      __builtin_prefetch(at + kFixedAhead, 0, 2);
-      __builtin_prefetch(at + kFixedNear, 0, 3);
+      ask_ahead(at, ahead);
       const __m512i pairs = _mm512_loadu_si512(at);
       even[line] = _mm512_and_si512(pairs, nibble);
       odd[line] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
@@ -169,7 +166,8 @@ inline __m256i four_digits(const int8_t* p) {
 }
 
 template <int RX>
-void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, float* products) {
+void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, StreamAhead ahead,
+                 float* products) {
   static_assert(RX == 1);  // more find no registers
   const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i one = _mm256_set1_epi16(1), base = _mm256_set1_epi16(256);
@@ -177,7 +175,7 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   for (int g = 0; g < groups; ++g, ++x, codes += kGroupBytes4, scales += kStrip) {
-    __builtin_prefetch((const char*)scales + kFixedAhead / 8, 0, 2);
+    ask_ahead(scales, {ahead.l2 / 8, 0});
     // Eight times two products of at most 15 * 128 stay below 2^15.
     __m256i t[2][kDigits4];
 #pragma GCC unroll 2
@@ -187,8 +185,7 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
 #pragma GCC unroll 4
     for (int line = 0; line < kLines4; ++line) {
       const unsigned char* at = codes + line * kLineBytes4;
-      __builtin_prefetch(at + kFixedAhead, 0, 2);
-      __builtin_prefetch(at + kFixedNear, 0, 3);
+      ask_ahead(at, ahead);
       __m256i x_even[kDigits4], x_odd[kDigits4];
 #pragma GCC unroll 4
       for (int d = 0; d < kDigits4; ++d) {
@@ -304,14 +301,14 @@ struct PreparedX4 {
     const Strip s = strip_at(a, strip);
 #if defined(__AVX2__)
     if (is_fixed) {
-      strip_fixed<RX>(s, groups, fixed + (ptrdiff_t)first * groups, groups, out);
+      strip_fixed<RX>(s, groups, fixed + (ptrdiff_t)first * groups, groups, a.ahead, out);
       for (int m = 0; m < RX; ++m)
         for (int j = 0; j < kStrip; ++j) out[m * kStrip + j] *= steps[first + m];
     } else
 #endif
     {
       const ptrdiff_t xs = (ptrdiff_t)groups * kGroupFloats;
-      strip_floats<RX>(s, groups, floats + first * xs, xs, out);
+      strip_floats<RX>(s, groups, floats + first * xs, xs, a.ahead, out);
     }
     for (int m = 0; m < RX; ++m)
       __builtin_memcpy(products + (first + m) * kOutBlock + at, out + m * kStrip,
