@@ -1,9 +1,13 @@
 // wkv_bench: how fast a model runs here, beside what the memory of this machine allows.
 // Exit status: 0 done, 1 the measurement failed, 2 the command line is wrong.
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 #include "bandwidth.h"
 #include "measure.h"
@@ -28,7 +32,10 @@ int main(int argc, char** argv) {
     const Result result = measure(options, probe);
     const std::string text = options.json ? json(result) : table(result);
     std::fputs(text.c_str(), stdout);
-    return std::fflush(stdout) == 0 ? 0 : 1;
+    if (std::fflush(stdout) != 0)
+      throw std::runtime_error("cannot write to standard output: " +
+                               std::generic_category().message(errno));
+    return 0;
   } catch (const UsageError& error) {
     std::fprintf(stderr, "wkv_bench: %s (see wkv_bench --help)\n", error.what());
     return 2;

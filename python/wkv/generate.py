@@ -161,6 +161,11 @@ class Generation(Iterator[str]):
                 "[generate] the prompt is empty: give text, token ids, or the logits to go on from "
                 "(to begin with nothing, give [0], the end of the text before)"
             )
+        info = getattr(model, "info", None)
+        if logits is not None and info is not None and logits.shape != (info.n_vocab,):
+            raise ValueError(
+                f"[generate] logits have shape {logits.shape}, the model's are ({info.n_vocab},)"
+            )
         if max_tokens is not None and integer("generate", "max_tokens", max_tokens) < 0:
             raise ValueError(f"[generate] max_tokens must not be negative, got {max_tokens}")
         if not isinstance(sampling, Sampling):

@@ -144,7 +144,7 @@ class Tokenizer(ABC):
             texts: Any number of them.
             threads: Native tokenizers use so many. Default: the cores this process may use.
         """
-        return [self.encode(text) for text in texts]
+        return [self.encode(text) for text in _texts(texts)]
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of ids.
@@ -207,7 +207,7 @@ class _World(Tokenizer):
     def encode_batch(
         self, texts: Sequence[str | Bytes], threads: int | None = None
     ) -> list[list[int]]:
-        return self._native.encode_batch(texts, thread_count("tokenizer", threads))
+        return self._native.encode_batch(_texts(texts), thread_count("tokenizer", threads))
 
     def decode_bytes(self, ids: Iterable[int]) -> Bytes:
         listed: Any = ids if hasattr(ids, "__len__") else list(ids)
@@ -372,7 +372,7 @@ class _HuggingFace(Tokenizer):
     ) -> list[list[int]]:
         thread_count("tokenizer", threads)  # the package has its own number
         batch = self._tokenizer.encode_batch_fast(
-            [_text(text) for text in texts], add_special_tokens=False
+            [_text(text) for text in _texts(texts)], add_special_tokens=False
         )
         return [encoding.ids for encoding in batch]
 
@@ -465,6 +465,12 @@ def _utf8(text: str | Bytes) -> Bytes:
 
 def _text(text: str | Bytes) -> str:
     return text if isinstance(text, str) else _bytes(text).decode("utf-8")
+
+
+def _texts(texts: Sequence[str | Bytes]) -> Sequence[str | Bytes]:
+    if isinstance(texts, (str, Bytes)):
+        raise TypeError("[encode_batch] several texts are wanted, in a list; this is one")
+    return texts
 
 
 def _bytes(text: Bytes) -> Bytes:

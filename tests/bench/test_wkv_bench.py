@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 from wkv.paths import bench_path
@@ -75,3 +76,14 @@ def test_failures_are_one_line(arguments: list[str], code: int, word: str) -> No
     assert done.stderr.startswith("wkv_bench: ")
     assert done.stderr.count("\n") == 1
     assert word in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told() -> None:
+    small = ["decode", "--synthetic", "v7:1x64:9", "--tokens", "2", "--runs", "1", "--json"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [str(BENCH), *small], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "wkv_bench: cannot write to standard output: No space left on device\n"

@@ -498,3 +498,9 @@ def test_arguments_of_other_types(model: wkv.Model, arguments: dict[str, Any], w
     with pytest.raises(TypeError) as caught:
         wkv.generate(model, wkv.Tokenizer.bytes(), **given)
     assert words in str(caught.value)
+
+
+def test_logits_of_another_model(model: wkv.Model) -> None:
+    logits = np.zeros(model.info.n_vocab - 1, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"\[generate\] logits have shape"):
+        wkv.generate(model, wkv.Tokenizer.bytes(), "", logits=logits)

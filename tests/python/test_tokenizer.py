@@ -116,6 +116,9 @@ def test_batches(world: Tokenizer) -> None:
         world.encode_batch(texts, 0)
     with pytest.raises(TypeError, match="str or bytes"):
         world.encode_batch(["a", 5])  # type: ignore[list-item]
+    for tokenizer in (world, wkv.Tokenizer.bytes()):
+        with pytest.raises(TypeError, match="in a list"):
+            tokenizer.encode_batch("abc")
 
 
 @pytest.mark.slow
