@@ -113,7 +113,7 @@ struct CublasLt::Impl {
   /// Row-major y = x w^T is, column by column, y^T = w x^T with w transposed.
   Plan make_plan(const LibraryProduct& p) const {
     Plan plan;
-    const int type = p.bf16 ? kR16BF : kR16F;
+    const int type = p.bf16 != 0 ? kR16BF : kR16F;
     const auto in = static_cast<std::uint64_t>(p.in), out = static_cast<std::uint64_t>(p.out),
                rows = static_cast<std::uint64_t>(p.rows);
     Preference preference = nullptr;
@@ -133,6 +133,13 @@ struct CublasLt::Impl {
     if (preference != nullptr) api.preference_destroy(preference);
     plan.algorithm = best.algorithm;
     return plan;
+  }
+
+  const Plan& plan(const LibraryProduct& p) {
+    const Shape shape{p.in, p.out, p.rows, p.ldw, p.ldx, p.ldy, p.bf16 != 0};
+    auto found = plans.find(shape);
+    if (found == plans.end()) found = plans.emplace(shape, make_plan(p)).first;
+    return found->second;
   }
 
   ~Impl() {
@@ -162,19 +169,16 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   return std::unique_ptr<CublasLt>(new CublasLt(std::move(impl)));
 }
 
-bool CublasLt::multiply(const LibraryProduct& p, cudaStream_t stream) {
-  const Shape shape{p.in, p.out, p.rows, p.ldw, p.ldx, p.ldy, p.bf16};
-  auto found = impl_->plans.find(shape);
-  if (found == impl_->plans.end()) found = impl_->plans.emplace(shape, impl_->make_plan(p)).first;
-  const Plan& plan = found->second;
-  if (!plan.usable) return false;
-  const float alpha = p.scale, beta = p.into ? 1.0f : 0.0f;
+bool CublasLt::accepts(const LibraryProduct& p) { return impl_->plan(p).usable; }
+
+void CublasLt::multiply(const LibraryProduct& p, cudaStream_t stream) {
+  const Plan& plan = impl_->plan(p);
+  const float alpha = p.scale, beta = p.into != 0 ? 1.0f : 0.0f;
   const int status = impl_->api.matmul(impl_->handle, plan.description, &alpha, p.w, plan.w, p.x16,
                                        plan.x, &beta, p.y, plan.y, p.y, plan.y, &plan.algorithm,
                                        impl_->workspace, kWorkspaceBytes, stream);
   WKV_CHECK(status == 0, device, "[cublasLt] a product [", p.rows, ", ", p.in, "] x [", p.out, ", ",
             p.in, "] failed with status ", status);
-  return true;
 }
 
 }  // namespace wkv::cuda

@@ -17,8 +17,10 @@ class CublasLt {
   /// it is nowhere or does not start.
   static std::unique_ptr<CublasLt> open();
   ~CublasLt();
-  /// False if the library has no way to do it; nothing has happened then.
-  bool multiply(const LibraryProduct& product, cudaStream_t stream);
+  /// Whether the library has a way to do it; found once for each shape.
+  bool accepts(const LibraryProduct& product);
+  /// What was accepted. May be captured.
+  void multiply(const LibraryProduct& product, cudaStream_t stream);
 
  private:
   struct Impl;

@@ -55,6 +55,8 @@ void* CudaBackend::grow(Scratch& scratch, std::size_t bytes) {
 
 void CudaBackend::begin(const Batch& batch) {
   const std::lock_guard lock(mutex_);
+  made_.clear();
+  turn_ = 0;  // a step of equal shape then finds everything at the same place
   batch_ = batch;
   const auto sequences = batch.sequences.size();
   const auto rows = static_cast<std::size_t>(batch.rows);
@@ -119,6 +121,7 @@ void CudaBackend::settle() {
 void CudaBackend::push() {
   settle();
   queue_.push(launch_);
+  made_.clear();
 }
 
 void CudaBackend::flush() {
@@ -131,6 +134,7 @@ void CudaBackend::embed(Tensor y, const Matrix& table) {
     const auto cols = static_cast<std::size_t>(y.cols) * sizeof(float);
     const std::lock_guard lock(mutex_);
     flush();
+    made_.clear();
     upload_rows(y.data, batch_.inputs, static_cast<std::size_t>(y.rows), cols,
                 static_cast<std::size_t>(y.stride) * sizeof(float));
     return;
@@ -163,6 +167,7 @@ void CudaBackend::layer_norm(Tensor y, Tensor x, const Norm& norm) {
   p.eps = norm.eps;
   const std::lock_guard lock(mutex_);
   settle();
+  made_.clear();
   norm_ = p;
   norm_waits_ = true;
 }
@@ -192,6 +197,13 @@ void CudaBackend::mix(std::span<const Tensor> y, Tensor x, Tensor dx, Slot prev,
   }
   p.vectors = vectors ? 1 : 0;
   const std::lock_guard lock(mutex_);
+  const auto beside = delta ? std::vector<void*>{} : round_beside(y.size(), x.rows, x.cols);
+  for (std::size_t g = 0; g < beside.size(); ++g) p.y16[g] = beside[g];
+  p.bf16 = half_ == Half::bf16 ? 1 : 0;
+  const auto done = [&] {
+    for (std::size_t g = 0; g < beside.size(); ++g)
+      made_.push_back(rounded(p.y[g], p.ldy, p.cols, 1.0f, beside[g]));
+  };
   if (norm_waits_ && shift && one_row_each_ && norm_.y == p.x && norm_.ldy == p.ldx &&
       norm_.rows == p.rows && norm_.cols == p.cols) {
     auto both = zeroed<NormMixParams>();
@@ -200,10 +212,11 @@ void CudaBackend::mix(std::span<const Tensor> y, Tensor x, Tensor dx, Slot prev,
     norm_waits_ = false;
     norm_mix(launch_, both);
     push();
-    return;
+    return done();
   }
   cuda::mix(launch_, p);
   push();
+  done();
 }
 
 void CudaBackend::shift_delta(Tensor dx, Tensor x, Slot prev) {
@@ -294,6 +307,7 @@ WkvParams wkv_params(const BatchView& view, const Batch& batch, Tensor y, Tensor
   p.ldgate = gate.stride;
   p.ldy = y.stride;
   p.slot = state.offset;
+  p.rows = y.rows;
   p.sequences = static_cast<std::int32_t>(batch.sequences.size());
   p.heads = heads;
   p.head_size = head_size;
@@ -315,9 +329,7 @@ void CudaBackend::wkv6(Tensor y, Tensor r, Tensor k, Tensor v, Tensor decay,
   p.w = decay_const != nullptr ? decay_const->data : decay.f32();
   p.ldw = decay_const != nullptr ? 0 : decay.stride;
   p.r_k = bonus.data;
-  const std::lock_guard lock(mutex_);
-  wkv(launch_, p);
-  push();
+  run_wkv(p);
 }
 
 void CudaBackend::wkv7(Tensor y, const Wkv7& in, int heads, Slot state) {
@@ -336,9 +348,35 @@ void CudaBackend::wkv7(Tensor y, const Wkv7& in, int heads, Slot state) {
   p.k_k = in.k_k->data;
   p.k_a = in.k_a->data;
   p.r_k = in.r_k->data;
+  run_wkv(p);
+}
+
+/// A head is split where its blocks find a processor of their own, for sequences that are long
+/// enough to pay for the second kernel.
+void CudaBackend::run_wkv(WkvParams& p) {
+  constexpr int kLong = 16, kMostBlocks = 4;
+  int longest = 0;
+  for (const Sequence& s : batch_.sequences) longest = std::max(longest, s.rows);
+  p.split = std::min(kMostBlocks, device_->processors() / std::max(1, p.heads * p.sequences));
+  if (p.split == 3) p.split = 2;
   const std::lock_guard lock(mutex_);
-  wkv(launch_, p);
+  const int cols = p.heads * p.head_size;
+  const auto beside = round_beside(1, p.rows, cols);
+  // Without anything to finish, no kernel has whole rows of split heads.
+  const bool finish = p.version == 7 || p.norm_weight != nullptr || p.gate != nullptr;
+  const bool split = longest >= kLong && p.split >= 2;
+  if (!beside.empty() && (finish || !split)) p.y16 = beside[0];
+  p.bf16 = half_ == Half::bf16 ? 1 : 0;
+  if (!split) {
+    wkv(launch_, p);
+  } else {
+    wkv_split(launch_, p);
+    push();
+    if (!finish) return;
+    wkv_finish(launch_, p);
+  }
   push();
+  if (p.y16 != nullptr) made_.push_back(rounded(p.y, p.ldy, cols, 1.0f, p.y16));
 }
 
 void CudaBackend::sample(const SampleParams& p) {

@@ -17,6 +17,10 @@
 
 namespace wkv::cuda {
 
+/// Hidden units of a channel mix are squares: fp16 would overflow from a key of 256 on. Scaled by
+/// 2^-6 they hold keys up to 2047; what is lost is below 4e-6.
+constexpr float kSquareScale = 1.0f / 64.0f;
+
 /// Rows that a decoding step is filled up to: 23 sizes up to 512, each with its graph; larger steps
 /// stay as they are. Up to 64 rows a step waits for the weights and idle rows are free; beyond,
 /// steps of 32 keep them below a third.
@@ -103,16 +107,37 @@ class CudaBackend final : public Backend {
   void push_history(HistoryOp op, const HistoryParams& p);
 
   // cuda_linear.cpp
+  /// Rows that the kernel which made them also rounded for the tensor cores, which saves a kernel
+  /// that only rounds. Good for the next op alone: after that their memory may hold something else.
+  struct Rounded {
+    const float* x;
+    std::int64_t ldx;
+    std::int32_t cols;
+    float scale;
+    bool bf16;
+    void* x16;
+  };
+  /// Places for the rounded forms of `n` tensors like `y`, each `cols` wide; nothing if products
+  /// of so many rows, or of fp32 weights, would not read them.
+  std::vector<void*> round_beside(std::size_t n, int rows, int cols);
+  Rounded rounded(const float* y, std::int64_t ldy, int cols, float scale, void* y16) const {
+    return {y, ldy, cols, scale, half_ == Half::bf16, y16};
+  }
+  /// What round_rows would make of these inputs, if it is there already.
+  void* find_rounded(const LinearJobParams& q, Codec codec) const;
   struct Group {
     LinearParams params;
     std::int32_t blocks = 0;
     std::int32_t tickets = 0;
     std::int64_t partials = 0;  // floats of workspace
   };
-  void linear_group(std::span<const LinearJob* const> jobs, Codec codec);
+  void linear_group(std::span<const LinearJob* const> jobs, Codec codec,
+                    std::vector<Rounded>& squares);
   void stage(LinearParams& p);
+  void run_wkv(WkvParams& p);
   void plan_f32(Group& group);
-  void plan_skinny(Group& group, Codec codec, std::uint32_t& shared_bytes);
+  bool streams(const LinearParams& p, Codec codec) const;
+  SkinnyShape plan_skinny(Group& group, Codec codec);
   void plan_gemm(Group& group, Codec codec);
   void round_inputs(std::span<const LinearJob* const> jobs, Codec codec, LinearParams& params);
   bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows);
@@ -153,6 +178,10 @@ class CudaBackend final : public Backend {
   BatchView view_{};
   Buffer batch_host_, batch_device_;
   Scratch rounded_, workspace_, staged_;
+  std::vector<Rounded> made_, ready_;  // by the op before; of those, what the present one may read
+  Scratch beside_[2];                  // by turns: an op reads one and fills the other
+  int turn_ = 0;
+  enum class Half { none, f16, bf16 } half_ = Half::none;  // what the last product multiplied
   std::vector<Buffer> retired_;
   Buffer tickets_;
   Buffer ring_[2], staging_[2];

@@ -1,6 +1,7 @@
 // The CUDA runtime behind device.h.
 #include <cuda_runtime.h>
 
+#include <cstring>
 #include <mutex>
 #include <unordered_set>
 
@@ -125,6 +126,12 @@ class CudaDevice final : public Device {
 
   void launch(const LaunchHeader& h, const void* params) override {
     use();
+    if (h.kernel == nullptr) {
+      LibraryProduct product;
+      std::memcpy(&product, params, sizeof product);
+      library_->multiply(product, stream_);
+      return;
+    }
     if (overlap_ && !overlap_checked_) {
       // Code compiled for an older architecture does not wait for the kernel before it, even where
       // the driver compiles its PTX for this device. All kernels are built alike.
@@ -182,9 +189,9 @@ class CudaDevice final : public Device {
     use();
     check(cudaGraphLaunch(static_cast<CudaGraph&>(graph).exec(), stream_), "graph launch");
   }
-  bool multiply(const LibraryProduct& product) override {
+  bool accepts(const LibraryProduct& product) override {
     use();
-    return library_ != nullptr && library_->multiply(product, stream_);
+    return library_ != nullptr && library_->accepts(product);
   }
 
  private:

@@ -12,9 +12,6 @@ namespace wkv::cuda {
 namespace {
 
 constexpr std::size_t kRingBytes = std::size_t{16} << 20;
-/// Hidden units of a channel mix are squares: fp16 would overflow from a key of 256 on. Scaled by
-/// 2^-6 they hold keys up to 2047; what is lost is below 4e-6.
-constexpr float kSquareScale = 1.0f / 64.0f;
 
 Element element_of(DType dtype) {
   return dtype == DType::f16 ? Element::f16 : dtype == DType::bf16 ? Element::bf16 : Element::f32;

@@ -58,9 +58,9 @@ struct LibraryProduct {
   const void* x16;
   float* y;
   std::int64_t ldw, ldx, ldy;  ///< elements
-  int in, out, rows;
+  std::int32_t in, out, rows;
   float scale;  ///< of the product
-  bool bf16, into;
+  std::int32_t bf16, into;
 };
 
 /// One GPU and one in-order stream of work on it. Everything but allocate() is asynchronous unless
@@ -91,12 +91,13 @@ class Device {
   virtual void wait(int number) = 0;
   virtual void synchronize() = 0;
 
+  /// A kernel, or with `header.kernel` null the LibraryProduct at `params`, which was accepted.
   virtual void launch(const LaunchHeader& header, const void* params) = 0;
   /// Null if this list cannot be captured.
   virtual std::unique_ptr<Graph> capture(const LaunchList& list) = 0;
   virtual void replay(Graph& graph) = 0;
-  /// False if there is no library or it declines.
-  virtual bool multiply(const LibraryProduct& product) = 0;
+  /// Whether there is a library and it knows how to do this product.
+  virtual bool accepts(const LibraryProduct& product) = 0;
 };
 
 /// Opens GPU `index`. Throws Error(unsupported) with the reason.

@@ -1,6 +1,7 @@
 // Memory-bound passes: gathers, token shift, mixes, conversions. Four neighbouring columns per
 // thread, one row per blockIdx.y.
 #include "cuda/epilogue.cuh"
+#include "cuda/four.cuh"
 #include "cuda/kernels.h"
 #include "cuda/platform.cuh"
 
@@ -9,32 +10,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kPerThread = 4;
-
-struct Four {
-  float v[4];
-};
-
-WKV_DEV Four load4(const float* p, int n, bool vector) {
-  Four f = {{0.0f, 0.0f, 0.0f, 0.0f}};
-  if (vector) {
-    const float4 q = *reinterpret_cast<const float4*>(p);
-    f.v[0] = q.x;
-    f.v[1] = q.y;
-    f.v[2] = q.z;
-    f.v[3] = q.w;
-  } else {
-    for (int i = 0; i < n; ++i) f.v[i] = p[i];
-  }
-  return f;
-}
-
-WKV_DEV void store4(float* p, const Four& f, int n, bool vector) {
-  if (vector) {
-    *reinterpret_cast<float4*>(p) = make_float4(f.v[0], f.v[1], f.v[2], f.v[3]);
-  } else {
-    for (int i = 0; i < n; ++i) p[i] = f.v[i];
-  }
-}
 
 WKV_DEV float element(const void* p, std::int64_t i, Element type) {
   switch (type) {
@@ -53,20 +28,40 @@ WKV_DEV int first_column() {
 
 __global__ void __launch_bounds__(kThreads) embed_kernel(const EmbedParams p) {
   wait_for_previous_kernel();
-  const int row = static_cast<int>(blockIdx.y);
-  const std::int64_t from = static_cast<std::int64_t>(p.tokens[row]) * p.cols;
-  const int c0 = first_column();
-  for (int c = c0; c < c0 + kPerThread && c < p.cols; ++c)
-    p.y[row * p.ldy + c] = element(p.table, from + c, p.element);
+  const int row = static_cast<int>(blockIdx.y), c = first_column();
+  if (c >= p.cols) return;
+  const std::int64_t from = static_cast<std::int64_t>(p.tokens[row]) * p.cols + c;
+  float* y = p.y + row * p.ldy + c;
+  const int n = p.cols - c;
+  const bool vector = ends_of(y, p.ldy) == 0;
+  Four four = {};
+  if (p.element != Element::f32 && p.cols % 4 == 0 && ends_of(p.table) == 0) {
+    const uint2 bits =
+        *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(p.table) + from);
+    const std::uint32_t pair[2] = {bits.x, bits.y};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const auto half = static_cast<std::uint16_t>(i % 2 == 0 ? pair[i / 2] : pair[i / 2] >> 16);
+      four.v[i] = p.element == Element::f16 ? from_f16(half) : from_bf16(half);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < n) four.v[i] = element(p.table, from + i, p.element);
+  }
+  store4(y, four, n, vector);
 }
 
 __global__ void __launch_bounds__(kThreads) mix_kernel(const __grid_constant__ MixParams p) {
-  wait_for_previous_kernel();
   const int row = static_cast<int>(blockIdx.y);
-  const int c = first_column();
-  if (c >= p.cols) return;
+  const int c = first_column(), n = p.cols - c;
   const bool vector = p.vectors != 0;
-  const int n = p.cols - c < kPerThread ? p.cols - c : kPerThread;
+  Four mu[kMaxMix];
+#pragma unroll
+  for (int g = 0; g < kMaxMix; ++g)
+    if (p.delta == 0 && g < p.outputs && n > 0) mu[g] = load4(p.mu[g] + c, n, vector);
+  wait_for_previous_kernel();
+  if (n <= 0) return;
   const float* x_row = p.x + row * p.ldx + c;
   const Four x = load4(x_row, n, vector);
   Four dx;
@@ -81,6 +76,7 @@ __global__ void __launch_bounds__(kThreads) mix_kernel(const __grid_constant__ M
     } else {
       dx = load4(x_row - p.ldx, n, vector);
     }
+#pragma unroll
     for (int i = 0; i < kPerThread; ++i) dx.v[i] -= x.v[i];
   } else {
     dx = load4(p.dx + row * p.lddx + c, n, vector);
@@ -92,30 +88,35 @@ __global__ void __launch_bounds__(kThreads) mix_kernel(const __grid_constant__ M
 #pragma unroll
   for (int g = 0; g < kMaxMix; ++g) {
     if (g >= p.outputs) break;
-    const Four mu = load4(p.mu[g] + c, n, vector);
     Four y;
-    for (int i = 0; i < kPerThread; ++i) y.v[i] = fmaf(dx.v[i], mu.v[i], x.v[i]);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) y.v[i] = fmaf(dx.v[i], mu[g].v[i], x.v[i]);
     store4(p.y[g] + row * p.ldy + c, y, n, vector);
+    if (p.y16[g] != nullptr)
+      store_halves(p.y16[g], static_cast<std::int64_t>(row) * p.cols + c, y.v, 1.0f, p.bf16);
   }
 }
 
 __global__ void __launch_bounds__(kThreads) binary_kernel(const BinaryParams p) {
   wait_for_previous_kernel();
-  const int row = static_cast<int>(blockIdx.y);
-  const int c0 = first_column();
-  for (int c = c0; c < c0 + kPerThread && c < p.cols; ++c) {
-    const float a = p.a[row * p.lda + c], b = p.b[row * p.ldb + c];
-    p.y[row * p.ldy + c] = p.product != 0 ? a * b : a + b;
-  }
+  const int row = static_cast<int>(blockIdx.y), c = first_column(), n = p.cols - c;
+  if (n <= 0) return;
+  const bool vector = (ends_of(p.a, p.lda) | ends_of(p.b, p.ldb) | ends_of(p.y, p.ldy)) == 0;
+  const Four a = load4(p.a + row * p.lda + c, n, vector);
+  const Four b = load4(p.b + row * p.ldb + c, n, vector);
+  Four y;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) y.v[i] = p.product != 0 ? a.v[i] * b.v[i] : a.v[i] + b.v[i];
+  store4(p.y + row * p.ldy + c, y, n, vector);
 }
 
 __global__ void __launch_bounds__(kThreads) gather_kernel(const GatherParams p) {
   wait_for_previous_kernel();
-  const int row = static_cast<int>(blockIdx.y);
+  const int row = static_cast<int>(blockIdx.y), c = first_column(), n = p.cols - c;
+  if (n <= 0) return;
+  const bool vector = (ends_of(p.x, p.ldx) | ends_of(p.y, p.ldy)) == 0;
   const std::int64_t from = p.index[row];
-  const int c0 = first_column();
-  for (int c = c0; c < c0 + kPerThread && c < p.cols; ++c)
-    p.y[row * p.ldy + c] = p.x[from * p.ldx + c];
+  store4(p.y + row * p.ldy + c, load4(p.x + from * p.ldx + c, n, vector), n, vector);
 }
 
 __global__ void __launch_bounds__(kThreads) convert_kernel(const ConvertParams p) {
@@ -145,17 +146,15 @@ __global__ void __launch_bounds__(kThreads) round_kernel(const __grid_constant__
   const RoundJob& job = p.job[blockIdx.z];
   const std::int64_t row = blockIdx.y;
   const int c = first_column();
-  if (c >= job.padded) return;
-  const float* x = job.x + row * job.ldx + c;
-  std::uint16_t bits[kPerThread];
+  if (c >= job.padded || job.x16 == nullptr) return;
+  const Four x = load4(job.x + row * job.ldx + c, job.cols - c, ends_of(job.x, job.ldx) == 0);
+  float v[kPerThread];
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    float v = c + i < job.cols ? x[i] * job.scale : 0.0f;
-    if (job.in_scale != nullptr && c + i < job.cols) v *= job.in_scale[c + i];
-    bits[i] = job.bf16 != 0 ? to_bf16(v) : to_f16(v);
+    v[i] = x.v[i] * job.scale;
+    if (job.in_scale != nullptr && c + i < job.cols) v[i] *= job.in_scale[c + i];
   }
-  auto* to = reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(job.x16) + row * job.padded + c);
-  *to = make_uint2(pack(bits[0], bits[1]), pack(bits[2], bits[3]));
+  store_halves(job.x16, row * job.padded + c, v, 1.0f, job.bf16);
 }
 
 /// One warp per row.
@@ -176,15 +175,20 @@ __global__ void __launch_bounds__(32) sums_kernel(const __grid_constant__ RoundP
 __global__ void __launch_bounds__(kThreads) finish_kernel(const FinishParams p) {
   wait_for_previous_kernel();
   const std::int64_t row = blockIdx.y;
-  const int c0 = first_column();
-  for (int c = c0; c < c0 + kPerThread && c < p.cols; ++c) {
-    float y = p.y[row * p.ldy + c];
-    if (p.bias != nullptr) y += p.bias[c];
-    y = activate(y, p.act);
-    if (p.gate != nullptr) y *= p.gate[row * p.ldgate + c];
-    if (p.add != nullptr) y += p.add[row * p.ldadd + c];
-    p.y[row * p.ldy + c] = y;
-  }
+  const int c = first_column(), n = p.cols - c;
+  if (n <= 0) return;
+  const bool vector = (ends_of(p.y, p.ldy) | ends_of(p.bias) | ends_of(p.gate, p.ldgate) |
+                       ends_of(p.add, p.ldadd)) == 0;
+  float* to = p.y + row * p.ldy + c;
+  Four y = load4(to, n, vector), bias = {}, gate = {{1.0f, 1.0f, 1.0f, 1.0f}}, add = {};
+  if (p.bias != nullptr) bias = load4(p.bias + c, n, vector);
+  if (p.gate != nullptr) gate = load4(p.gate + row * p.ldgate + c, n, vector);
+  if (p.add != nullptr) add = load4(p.add + row * p.ldadd + c, n, vector);
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i)
+    y.v[i] = fmaf(activate(y.v[i] + bias.v[i], p.act), gate.v[i], add.v[i]);
+  store4(to, y, n, vector);
+  if (p.y16 != nullptr) store_halves(p.y16, row * p.cols + c, y.v, p.y16_scale, p.bf16);
 }
 
 unsigned blocks_for(int cols) {

@@ -42,14 +42,82 @@ WKV_DEV float dequantise(const LinearJobParams& job, int output, float product,
   return y;
 }
 
+/// What an output needs besides its sum. Fetched early or for several outputs at once: a load from
+/// L2 takes longer than the rest of the epilogue.
+struct OutputTerms {
+  float bias, gate, add;  ///< add: of the epilogue and of what `into` finds
+};
+WKV_DEV OutputTerms load_terms(const LinearJobParams& job, int row, int output) {
+  OutputTerms terms = {0.0f, 1.0f, 0.0f};
+  if (job.bias != nullptr) terms.bias = job.bias[output];
+  if (job.gate != nullptr)
+    terms.gate = job.gate[static_cast<std::int64_t>(row) * job.ldgate + output];
+  if (job.add != nullptr) terms.add = job.add[static_cast<std::int64_t>(row) * job.ldadd + output];
+  if (job.into != 0) terms.add += job.y[static_cast<std::int64_t>(row) * job.ldy + output];
+  return terms;
+}
 /// act(sum + bias) * gate + add, stored or added to what is there.
-WKV_DEV void store_output(const LinearJobParams& job, int row, int output, float sum) {
-  if (job.bias != nullptr) sum += job.bias[output];
-  float y = activate(sum, job.act);
-  if (job.gate != nullptr) y *= job.gate[static_cast<std::int64_t>(row) * job.ldgate + output];
-  if (job.add != nullptr) y += job.add[static_cast<std::int64_t>(row) * job.ldadd + output];
+WKV_DEV void store_output(const LinearJobParams& job, int row, int output, float sum,
+                          const OutputTerms& terms) {
+  const float y = fmaf(activate(sum + terms.bias, job.act), terms.gate, terms.add);
+  job.y[static_cast<std::int64_t>(row) * job.ldy + output] = y;
+  if (job.y16 != nullptr)
+    static_cast<std::uint16_t*>(job.y16)[static_cast<std::int64_t>(row) * job.out + output] =
+        round_half(y * job.y16_scale, job.bf16);
+}
+
+/// The same for four neighbouring outputs of which the job has `n`.
+struct OutputTerms4 {
+  OutputTerms of[4];
+};
+/// Rows of what the epilogue reads and writes start 16-byte aligned.
+WKV_DEV bool aligned_epilogue(const LinearJobParams& job) {
+  const auto ends = [](const void* p, std::int32_t ld) {
+    return p == nullptr ? std::uintptr_t{0}
+                        : (reinterpret_cast<std::uintptr_t>(p) | static_cast<unsigned>(ld) * 4u);
+  };
+  return ((ends(job.y, job.ldy) | ends(job.gate, job.ldgate) | ends(job.add, job.ldadd) |
+           ends(job.bias, 0)) &
+          15u) == 0;
+}
+WKV_DEV OutputTerms4 load_terms4(const LinearJobParams& job, int row, int output, int n,
+                                 bool vector) {
+  OutputTerms4 t = {};
+  if (!vector || n < 4) {
+    for (int i = 0; i < 4; ++i)
+      if (i < n) t.of[i] = load_terms(job, row, output + i);
+    return t;
+  }
+  const auto load = [](const float* from) { return *reinterpret_cast<const float4*>(from); };
+  const std::int64_t r = row;
+  const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  const float4 bias = job.bias != nullptr ? load(job.bias + output) : zero;
+  const float4 gate = job.gate != nullptr ? load(job.gate + r * job.ldgate + output)
+                                          : make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+  const float4 add = job.add != nullptr ? load(job.add + r * job.ldadd + output) : zero;
+  const float4 old = job.into != 0 ? load(job.y + r * job.ldy + output) : zero;
+  t.of[0] = {bias.x, gate.x, add.x + old.x};
+  t.of[1] = {bias.y, gate.y, add.y + old.y};
+  t.of[2] = {bias.z, gate.z, add.z + old.z};
+  t.of[3] = {bias.w, gate.w, add.w + old.w};
+  return t;
+}
+WKV_DEV void store_outputs4(const LinearJobParams& job, int row, int output, int n, bool vector,
+                            const float (&sum)[4], const OutputTerms4& t) {
+  float y[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    y[i] = fmaf(activate(sum[i] + t.of[i].bias, job.act), t.of[i].gate, t.of[i].add);
+  if (job.y16 != nullptr)  // then there are whole fours of them
+    store_halves(job.y16, static_cast<std::int64_t>(row) * job.out + output, y, job.y16_scale,
+                 job.bf16);
   float* to = job.y + static_cast<std::int64_t>(row) * job.ldy + output;
-  *to = job.into != 0 ? *to + y : y;
+  if (vector && n >= 4) {
+    *reinterpret_cast<float4*>(to) = make_float4(y[0], y[1], y[2], y[3]);
+    return;
+  }
+  for (int i = 0; i < 4; ++i)
+    if (i < n) to[i] = y[i];
 }
 
 }  // namespace wkv::cuda

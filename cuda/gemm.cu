@@ -201,14 +201,23 @@ __global__ void __launch_bounds__(T::kThreads, (kBlocks<Codec, T>))
             acc[m][n][i];
   __syncthreads();
 
-  float* partial = p.workspace + job.partial;
-  const std::int64_t part = static_cast<std::int64_t>(p.rows) * job.out;
+  // Four neighbouring outputs of a row at a time, kBatch of them together: on an H200 the sums of
+  // one element after the other, each waiting for L2, took 17 us of a 2048 x 2048 product of 32
+  // rows.
+  constexpr int kFours = T::kOutTile / 4, kItems = kFours * T::kRowTile / T::kThreads;
+  constexpr int kBatch = kItems < 4 ? kItems : 4;
+  static_assert(kItems % kBatch == 0);
+  constexpr std::int64_t kTileFloats = T::kOutTile * T::kRowTile;
+  float4* partial = reinterpret_cast<float4*>(p.workspace + job.partial +
+                                              std::int64_t{tile} * job.splits * kTileFloats);
+  const auto at_sums = [&](int i) {
+    return reinterpret_cast<const float4*>(sums + i / kFours * kPitch + i % kFours * 4);
+  };
   if (job.splits > 1) {
-    for (int i = thread; i < T::kOutTile * T::kRowTile; i += T::kThreads) {
-      const int output = output0 + i % T::kOutTile, row = row0 + i / T::kOutTile;
-      if (output < job.out && row < p.rows)
-        partial[split * part + static_cast<std::int64_t>(row) * job.out + output] =
-            sums[i / T::kOutTile * kPitch + i % T::kOutTile];
+#pragma unroll
+    for (int k = 0; k < kItems; ++k) {
+      const int i = thread + k * T::kThreads;
+      partial[split * (kTileFloats / 4) + i] = *at_sums(i);
     }
     __syncthreads();
     if (thread == 0) {
@@ -219,23 +228,43 @@ __global__ void __launch_bounds__(T::kThreads, (kBlocks<Codec, T>))
     __syncthreads();
     if (!last) return;
   }
-  for (int i = thread; i < T::kOutTile * T::kRowTile; i += T::kThreads) {
-    const int output = output0 + i % T::kOutTile, row = row0 + i / T::kOutTile;
-    if (output >= job.out || row >= p.rows) continue;
-    float sum = 0.0f;
-    if (job.splits == 1)
-      sum = sums[i / T::kOutTile * kPitch + i % T::kOutTile];
-    else
-      for (int s = 0; s < job.splits; ++s)
-        sum += partial[s * part + static_cast<std::int64_t>(row) * job.out + output];
-    sum /= job.x_scale;
-    if constexpr (Codec::kQuantised) {
-      InputSums sums = {0.0f, 0.0f, 0.0f};
-      if (job.sums != nullptr)
-        sums = {job.sums[row * 3], job.sums[row * 3 + 1], job.sums[row * 3 + 2]};
-      sum = dequantise(job, output, sum, sums);
+  const bool vector = aligned_epilogue(job);
+  const float scale = 1.0f / job.x_scale;
+  for (int k0 = 0; k0 < kItems; k0 += kBatch) {
+    float sum[kBatch][4];
+    OutputTerms4 terms[kBatch];
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = thread + (k0 + k) * T::kThreads;
+      const int output = output0 + i % kFours * 4, row = row0 + i / kFours;
+      if (row < p.rows && output < job.out)
+        terms[k] = load_terms4(job, row, output, job.out - output, vector);
+      const float4 part = job.splits == 1 ? *at_sums(i) : partial[i];
+      sum[k][0] = part.x, sum[k][1] = part.y, sum[k][2] = part.z, sum[k][3] = part.w;
     }
-    store_output(job, row, output, sum);
+#pragma unroll 2
+    for (int s = 1; s < job.splits; ++s)
+#pragma unroll
+      for (int k = 0; k < kBatch; ++k) {
+        const float4 part = partial[s * (kTileFloats / 4) + thread + (k0 + k) * T::kThreads];
+        sum[k][0] += part.x, sum[k][1] += part.y, sum[k][2] += part.z, sum[k][3] += part.w;
+      }
+#pragma unroll
+    for (int k = 0; k < kBatch; ++k) {
+      const int i = thread + (k0 + k) * T::kThreads;
+      const int output = output0 + i % kFours * 4, row = row0 + i / kFours;
+      if (row >= p.rows || output >= job.out) continue;
+#pragma unroll
+      for (float& v : sum[k]) v *= scale;
+      if constexpr (Codec::kQuantised) {
+        InputSums of = {0.0f, 0.0f, 0.0f};
+        if (job.sums != nullptr)
+          of = {job.sums[row * 3], job.sums[row * 3 + 1], job.sums[row * 3 + 2]};
+        for (int j = 0; j < 4; ++j)
+          if (output + j < job.out) sum[k][j] = dequantise(job, output + j, sum[k][j], of);
+      }
+      store_outputs4(job, row, output, job.out - output, vector, sum[k], terms[k]);
+    }
   }
 }
 

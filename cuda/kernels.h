@@ -43,11 +43,13 @@ struct MixParams {
   const float* x;
   const float* dx;
   float* y[kMaxMix];
+  void* y16[kMaxMix];  ///< null: not wanted. y rounded, rows of `cols`
   const float* mu[kMaxMix];
   std::int64_t ldx, lddx, ldy, slot;
   std::int32_t rows, cols, outputs;
   std::int32_t shift, delta;
   std::int32_t vectors;  ///< every row starts 16-byte aligned and cols % 4 == 0
+  std::int32_t bf16;     ///< what y16 is
 };
 void mix(Launch& out, const MixParams& p);
 
@@ -123,6 +125,9 @@ void norm_mix(Launch& out, const NormMixParams& p);
 /// y = act(y + bias) * gate + add, in place: what the library's products leave to do.
 struct FinishParams {
   float* y;
+  void* y16;  ///< null: not wanted. y * y16_scale rounded, rows of `cols`
+  float y16_scale;
+  std::int32_t bf16;
   const float *bias, *gate, *add;
   std::int64_t ldy, ldgate, ldadd;
   std::int32_t rows, cols, act;
@@ -139,18 +144,25 @@ struct Wkv4Params {
 };
 void wkv4(Launch& out, const Wkv4Params& p);
 
-/// wkv6 (version 6: bonus is u) and wkv7 with everything around it, one head per block.
+/// wkv6 (version 6: bonus is u) and wkv7 with everything around it.
 struct WkvParams {
   BatchView batch;
   const float *r, *w, *k, *v, *a, *v_first, *v_mix, *gate;
   const float *k_k, *k_a, *r_k;          ///< [C]; v6: r_k is the bonus u
   const float *norm_weight, *norm_bias;  ///< null: no GroupNorm
   float* y;
+  void* y16;  ///< null: not wanted. y rounded, rows of all heads
   std::int64_t ldr, ldw, ldk, ldv, lda, ldv_first, ldv_mix, ldgate, ldy, slot;  ///< ldw 0: constant
-  std::int32_t version, sequences, heads, head_size;
+  std::int32_t version, rows, sequences, heads, head_size;
+  std::int32_t split;  ///< blocks that share a head; wkv_split only
+  std::int32_t bf16;   ///< what y16 is
   float eps;
 };
+/// One head of one sequence per block.
 void wkv(Launch& out, const WkvParams& p);
+/// The same for few long sequences, in two kernels: the recurrence leaves its raw y for the second.
+void wkv_split(Launch& out, const WkvParams& p);
+void wkv_finish(Launch& out, const WkvParams& p);
 
 constexpr int kSampleChunk = 256;
 constexpr int kSampleMaxChunks = 1024;  // vocabularies of up to 262144
@@ -226,6 +238,7 @@ struct LinearJobParams {
   const float* x;
   const void* x16;  ///< the rows as the matrix wants them, [rows][padded in]; gemm only
   float* y;
+  void* y16;  ///< null: not wanted. y * y16_scale rounded, rows of `out`
   const float *bias, *gate, *add;
   /// Quantised weights: W[o][i] = (q + zero) out_scale[o] in_scale[i] + out_offset[o] +
   /// in_offset[i], q as the codec gives it; all but out_scale may be null. u4 has group_scale
@@ -238,11 +251,14 @@ struct LinearJobParams {
   std::int32_t row_bytes;     ///< of the stored matrix
   std::int32_t splits;        ///< blocks that share one output tile, each a part of the inputs
   std::int32_t tiles;         ///< output tiles per block
+  std::int32_t parts;         ///< warps that share a tile's inputs; skinny only
   std::int32_t last_block;    ///< one past this job's last block
   std::int32_t first_ticket;  ///< of the counters that find the last block of a tile group
   std::int64_t partial;       ///< offset of this job's partial sums in the workspace, floats
   std::int32_t groups;        ///< scales per output, u4
   float x_scale;              ///< x is multiplied by it before rounding, the sum divided
+  float y16_scale;
+  std::int32_t bf16;  ///< what y16 is
   float zero;
   std::int32_t act;
   std::int32_t into;  ///< add to what y holds
@@ -255,15 +271,22 @@ struct LinearParams {
   std::int32_t jobs, rows;
 };
 
-/// Up to 8 rows, weights streamed from memory straight into tensor-core fragments. x in two halves
-/// (hi + lo), so the product is that of fp32 activations.
-constexpr int kSkinnyRows = 8;
+/// Up to 32 rows, weights streamed from memory straight into tensor-core fragments. x of up to 8
+/// rows in two halves (hi + lo), so the product is that of fp32 activations; beyond rounded, x16.
+constexpr int kSplitRows = 8;
+constexpr int kSkinnyRows = 32;
+constexpr int skinny_rows(Codec codec) { return codec == Codec::u4 ? 16 : kSkinnyRows; }
 constexpr int kSkinnyOutputs = 16;  ///< outputs per tile
-void skinny(Launch& out, Codec codec, const LinearParams& p, int blocks,
-            std::uint32_t shared_bytes);
-std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split);
+struct SkinnyShape {
+  int warps;  ///< of a block: 8, or 16 where there is less than a block for each processor
+  int blocks;
+  std::uint32_t shared_bytes;
+};
+void skinny(Launch& out, Codec codec, const LinearParams& p, const SkinnyShape& shape);
+/// Of a block with `sums` tiles times parts; inputs_per_split in whole loads.
+std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums);
 /// Inputs of a split that fit a block's shared memory.
-int skinny_inputs(int rows, int shared_bytes);
+int skinny_inputs(int rows, int shared_bytes, int sums);
 
 /// More rows: tiles of `out_tile` x `row_tile`, operands through shared memory.
 struct GemmShape {

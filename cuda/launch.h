@@ -12,7 +12,7 @@ namespace wkv::cuda {
 
 /// What to run; its parameters lie elsewhere.
 struct LaunchHeader {
-  const void* kernel = nullptr;
+  const void* kernel = nullptr;  ///< null: a product of the vendor's library
   void (*invoke)(const void* kernel, const void* params) = nullptr;  ///< host shim only
   std::uint32_t grid[3] = {1, 1, 1};
   std::uint32_t block = 0;

@@ -42,7 +42,8 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == i) mine = sum;
   }
   const int row = row0 + lane % kF32Rows, output = output0 + lane / kF32Rows;
-  if (row < p.rows && output < job.out) store_output(job, row, output, mine);
+  if (row < p.rows && output < job.out)
+    store_output(job, row, output, mine, load_terms(job, row, output));
 }
 
 }  // namespace

@@ -155,6 +155,18 @@ WKV_DEV std::uint32_t pack(std::uint16_t lo, std::uint16_t hi) {
   return static_cast<std::uint32_t>(lo) | (static_cast<std::uint32_t>(hi) << 16);
 }
 
+/// Rounded for the tensor cores.
+WKV_DEV std::uint16_t round_half(float v, std::int32_t bf16) {
+  return bf16 != 0 ? to_bf16(v) : to_f16(v);
+}
+/// Four neighbours, 8-byte aligned: `at` is a multiple of 4.
+WKV_DEV void store_halves(void* to, std::int64_t at, const float (&v)[4], float scale,
+                          std::int32_t bf16) {
+  const auto half = [&](int i) { return round_half(v[i] * scale, bf16); };
+  *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(to) + at) =
+      make_uint2(pack(half(0), half(1)), pack(half(2), half(3)));
+}
+
 WKV_DEV float warp_sum(float v) {
   for (int mask = 16; mask > 0; mask /= 2) v += shuffle_xor(v, mask);
   return v;

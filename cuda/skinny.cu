@@ -1,7 +1,9 @@
-// y = x W^T for up to 8 rows: what decoding is made of. A block streams tiles of 16 outputs; its 8
-// warps share the inputs of a tile. Weights go from memory straight into tensor-core fragments;
-// activations wait in shared memory as two halves each (x = hi + lo, 22 bits), which use columns of
-// the product that would be idle.
+// y = x W^T for up to 32 rows: what decoding is made of. Weights go from memory straight into
+// tensor-core fragments, up to 16 loads of 16 bytes in flight per lane from before the kernel's
+// start to its end: on an H200 a block that waits between tiles reads at half the bandwidth.
+// Activations wait in shared memory, of up to 8 rows as two halves each (x = hi + lo, 22 bits),
+// which use columns of the product that would be idle. A warp streams a part of the inputs of some
+// tiles of 16 outputs; the sums of all warps meet in shared memory once, at the end.
 #include "cuda/codec.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
@@ -9,10 +11,10 @@
 namespace wkv::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
 constexpr int kStepInputs = 32;
 constexpr int kTile = kSkinnyOutputs;
+/// Floats between columns of a tile's sums: the stores of a fragment then hit 32 banks.
+constexpr int kPitch = kTile + 4;
 
 /// Bytes between rows of activations: an odd multiple of 64, so that the 16-byte reads of the two
 /// rows that one phase touches fall into different banks.
@@ -21,16 +23,95 @@ WKV_HD int row_pitch(int inputs) {
   return bytes % 128 == 0 ? bytes + 64 : bytes;
 }
 
-/// kTiles products of 8 columns: 1 for up to 4 rows (hi in columns 0..3, lo in 4..7), else 2.
-/// kUnroll loads are in flight per output and lane.
-template <class Codec, int kTiles, int kUnroll>
-__global__ void __launch_bounds__(kThreads, 2)
+/// Halves of an activation.
+WKV_HD int halves_of(int rows) { return rows <= kSplitRows ? 2 : 1; }
+/// Products of 8 columns: hi and lo of up to 4 rows side by side in one, of up to 8 in two; then
+/// one for 8 rows each.
+WKV_HD int products_of(int rows) { return rows <= 4 ? 1 : rows <= 16 ? 2 : 4; }
+
+/// What lo is stored times: as a plain half it would be denormal from |x| < 0.25 on and lose bits.
+template <class Codec>
+constexpr float kLoScale = Codec::kBf16 ? 1.0f : 2048.0f;
+
+/// Pairs of loads (outputs g and g + 8) in flight per lane: what 128 registers hold; of int4 with
+/// their scales.
+template <class Codec, int kProducts>
+constexpr int kAhead = Codec::kGroups || (Codec::kQuantised && kProducts == 4) ? 4
+                       : kProducts == 1                                        ? 8
+                                                                               : 6;
+
+/// x of inputs [inputs0, inputs0 + inputs) as halves: rows of hi, then rows of lo. The loads of
+/// kBatch runs of 8 overlap.
+template <class Codec, int kThreads, int kBatch>
+WKV_DEV void split_inputs(const LinearJobParams& job, int rows, int inputs0, int inputs, int pitch,
+                          unsigned char* to) {
+  const int runs = inputs / 8, total = rows * runs;
+  const bool aligned = (reinterpret_cast<std::uintptr_t>(job.x) % 16 == 0) && job.ldx % 4 == 0;
+#pragma unroll 1
+  for (int first = static_cast<int>(threadIdx.x); first < total; first += kThreads * kBatch) {
+    float v[kBatch][8];
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = first + b * kThreads, row = i / runs, at = inputs0 + i % runs * 8;
+      const float* from = job.x + static_cast<std::int64_t>(row) * job.ldx + at;
+      if (i < total && aligned && at + 8 <= job.in) {
+        const float4 lower = reinterpret_cast<const float4*>(from)[0];
+        const float4 upper = reinterpret_cast<const float4*>(from)[1];
+        v[b][0] = lower.x, v[b][1] = lower.y, v[b][2] = lower.z, v[b][3] = lower.w;
+        v[b][4] = upper.x, v[b][5] = upper.y, v[b][6] = upper.z, v[b][7] = upper.w;
+      } else {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) v[b][j] = i < total && at + j < job.in ? from[j] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int i = first + b * kThreads, row = i / runs, run = i % runs;
+      if (i >= total) continue;
+      std::uint16_t hi[8], lo[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float x = v[b][j] * job.x_scale;
+        if constexpr (Codec::kQuantised) {
+          const int at = inputs0 + run * 8 + j;
+          if (job.in_scale != nullptr && at < job.in) x *= job.in_scale[at];
+        }
+        hi[j] = round_activation<Codec>(x);
+        lo[j] = round_activation<Codec>((x - widen_activation<Codec>(hi[j])) * kLoScale<Codec>);
+      }
+      *reinterpret_cast<Vec16*>(to + row * pitch + run * 16) = {
+          pack(hi[0], hi[1]), pack(hi[2], hi[3]), pack(hi[4], hi[5]), pack(hi[6], hi[7])};
+      *reinterpret_cast<Vec16*>(to + (rows + row) * pitch + run * 16) = {
+          pack(lo[0], lo[1]), pack(lo[2], lo[3]), pack(lo[4], lo[5]), pack(lo[6], lo[7])};
+    }
+  }
+}
+
+/// The same of rows that are rounded already, in the background.
+template <int kThreads>
+WKV_DEV void copy_inputs(const LinearJobParams& job, int rows, int inputs0, int inputs, int pitch,
+                         unsigned char* to) {
+  const int runs = inputs / 8;
+  const std::int64_t padded = static_cast<std::int64_t>((job.in + 127) / 128) * 128;
+  const auto* from = static_cast<const std::uint16_t*>(job.x16) + inputs0;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * runs; i += kThreads)
+    copy_async(to + i / runs * pitch + i % runs * 16, from + i / runs * padded + i % runs * 8);
+  copy_async_commit();
+  copy_async_wait<0>();
+}
+
+/// kHalves: of an activation, 2 or 1; kProducts of 8 columns.
+template <class Codec, int kHalves, int kProducts, int kWarps>
+__global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     skinny_kernel(const __grid_constant__ LinearParams p) {
-  constexpr int kColumns = 8 * kTiles;
+  constexpr int kThreads = kWarps * 32;
+  constexpr int kColumns = 8 * kProducts;
   constexpr int kLoadInputs = kStepInputs * Codec::kSteps;
+  constexpr int kUnroll = kAhead<Codec, kProducts>;
+  constexpr bool kFetchTerms = kProducts < 4;  // or else they spill
+  constexpr int kUnrolledSteps = Codec::kGroups && kProducts > 1 ? 1 : Codec::kSteps;
   WKV_SHARED(shared);
-  __shared__ float sums[kWarps][kTile][kColumns];
-  __shared__ float input[kSkinnyRows][3];
+  __shared__ float input[kHalves == 2 ? kSplitRows : kSkinnyRows][3];
   __shared__ bool last;
 
   int block = static_cast<int>(blockIdx.x);
@@ -38,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int g = lane / 4, t = lane % 4;
 
-  // This block: tiles [tile0, tile_end) of the outputs, loads [load0, load_end) of the inputs.
+  // This block: tiles [tile0, tile_end) of the outputs, loads [load0, load_end) of the inputs. Its
+  // warps: `parts` share the inputs of a tile, the rest of them have other tiles.
   const int split = block % job.splits, group = block / job.splits;
   const int tile_count = (job.out + kTile - 1) / kTile;
   const int tile0 = group * job.tiles;
@@ -47,149 +129,160 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int per_split = (loads + job.splits - 1) / job.splits;
   const int load0 = split * per_split;
   const int load_end = load0 + per_split < loads ? load0 + per_split : loads;
-  const int per_warp = (per_split + kWarps - 1) / kWarps;
-  const int warp0 = load0 + warp * per_warp;
-  const int warp_end = warp0 + per_warp < load_end ? warp0 + per_warp : load_end;
+  const int part = warp % job.parts, stride = kWarps / job.parts;
+  const int per_part = (load_end - load0 + job.parts - 1) / job.parts;
+  const int first_load = load0 + part * per_part;
+  const int end_load = first_load + per_part < load_end ? first_load + per_part : load_end;
+  const int length = end_load > first_load ? end_load - first_load : 0;
+  const int first_tile = tile0 + warp / job.parts;
+  const int total =
+      first_tile < tile_end ? (tile_end - first_tile + stride - 1) / stride * length : 0;
 
-  // Outputs past the edge read the last one's weights and are not stored.
-  struct Rows {
-    const unsigned char *lower, *upper;
-    const std::uint16_t *lower_scale, *upper_scale;
-  };
-  const auto rows_of = [&](int tile) {
-    const int edge = job.out - 1;
-    const std::int64_t first = tile * kTile + g < edge ? tile * kTile + g : edge;
-    const std::int64_t second = first + 8 < edge ? first + 8 : edge;
-    const auto* weights = static_cast<const unsigned char*>(job.w) + t * 16;
-    Rows rows = {weights + first * job.row_bytes, weights + second * job.row_bytes, nullptr,
-                 nullptr};
-    if constexpr (Codec::kGroups) {
-      rows.lower_scale = job.group_scale + first * job.groups;
-      rows.upper_scale = job.group_scale + second * job.groups;
-    }
-    return rows;
-  };
+  // The stream of this warp: its loads of its first tile, of its second one, ... Outputs past the
+  // edge read the last one's weights and are not stored.
   Vec16 lower[kUnroll], upper[kUnroll];
   Scales scales[Codec::kGroups ? kUnroll : 1];
-  const auto fetch = [&](int u, const Rows& from, int load) {
-    if (load >= warp_end) return;
-    lower[u] = load_stream(from.lower + static_cast<std::int64_t>(load) * 64);
-    upper[u] = load_stream(from.upper + static_cast<std::int64_t>(load) * 64);
+  const int row_loads = job.row_bytes / 64;
+  unsigned lower_at = 0, upper_at = 0;  // in loads from the first output's first; int4 has as many
+  int fetch_tile = first_tile, fetch_load = 0, fetched = 0;  // scales, of 8 bytes
+  const auto fetch = [&](int u) {
+    if (fetched == total) return;
+    if (fetch_load == 0) {
+      const int edge = job.out - 1;
+      const int a = fetch_tile * kTile + g < edge ? fetch_tile * kTile + g : edge;
+      const int b = a + 8 < edge ? a + 8 : edge;
+      lower_at = static_cast<unsigned>(a * row_loads + first_load);
+      upper_at = static_cast<unsigned>(b * row_loads + first_load);
+    }
+    const auto* weights = static_cast<const unsigned char*>(job.w) + t * 16;
+    lower[u] = load_stream(weights + std::size_t{lower_at} * 64);
+    upper[u] = load_stream(weights + std::size_t{upper_at} * 64);
     if constexpr (Codec::kGroups) {
-      const uint2 a = reinterpret_cast<const uint2*>(from.lower_scale)[load];
-      const uint2 b = reinterpret_cast<const uint2*>(from.upper_scale)[load];
-      scales[u] = {{a.x, a.y}, {b.x, b.y}};
+      const auto* from = reinterpret_cast<const uint2*>(job.group_scale);
+      const uint2 of_lower = from[lower_at], of_upper = from[upper_at];
+      scales[u] = {{of_lower.x, of_lower.y}, {of_upper.x, of_upper.y}};
+    }
+    ++lower_at;
+    ++upper_at;
+    ++fetched;
+    if (++fetch_load == length) {
+      fetch_load = 0;
+      fetch_tile += stride;
     }
   };
-  Rows rows = rows_of(tile0);
 #pragma unroll
-  for (int u = 0; u < kUnroll; ++u) fetch(u, rows, warp0 + u);  // weights: before the wait
+  for (int u = 0; u < kUnroll; ++u) fetch(u);  // weights: before the wait
 
   wait_for_previous_kernel();
   const int inputs0 = load0 * kLoadInputs, inputs = (load_end - load0) * kLoadInputs;
   const int pitch = row_pitch(per_split * kLoadInputs);
-  for (int i = thread; i < p.rows * inputs / 8; i += kThreads) {
-    const int row = i / (inputs / 8), first = i % (inputs / 8) * 8;
-    const float* from = job.x + static_cast<std::int64_t>(row) * job.ldx + inputs0 + first;
-    std::uint16_t hi[8], lo[8];
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      float v = inputs0 + first + j < job.in ? from[j] * job.x_scale : 0.0f;
-      if constexpr (Codec::kQuantised)
-        if (job.in_scale != nullptr && inputs0 + first + j < job.in)
-          v *= job.in_scale[inputs0 + first + j];
-      hi[j] = round_activation<Codec>(v);
-      lo[j] = round_activation<Codec>(v - widen_activation<Codec>(hi[j]));
-    }
-    *reinterpret_cast<Vec16*>(shared + row * pitch + first * 2) = {
-        pack(hi[0], hi[1]), pack(hi[2], hi[3]), pack(hi[4], hi[5]), pack(hi[6], hi[7])};
-    *reinterpret_cast<Vec16*>(shared + (p.rows + row) * pitch + first * 2) = {
-        pack(lo[0], lo[1]), pack(lo[2], lo[3]), pack(lo[4], lo[5]), pack(lo[6], lo[7])};
-  }
-  if constexpr (Codec::kQuantised) {
+  auto* sums = reinterpret_cast<float*>(shared + kHalves * p.rows * pitch);
+  if constexpr (kHalves == 2)
+    split_inputs<Codec, kThreads, kProducts>(job, p.rows, inputs0, inputs, pitch, shared);
+  else
+    copy_inputs<kThreads>(job, p.rows, inputs0, inputs, pitch, shared);
+
+  // What the first output of this thread needs besides its sum is fetched meanwhile.
+  const int outputs = (tile_end - tile0) * kTile, results = outputs * p.rows;
+  const auto output_of = [&](int i) { return tile0 * kTile + i % outputs; };
+  OutputTerms terms = {};
+  if (kFetchTerms && thread < results && output_of(thread) < job.out)
+    terms = load_terms(job, thread / outputs, output_of(thread));
+  __syncthreads();
+  if constexpr (Codec::kQuantised && kHalves == 2) {
     if (job.zero != 0.0f && warp < p.rows) {
       const int end = inputs0 + inputs < job.in ? inputs0 + inputs : job.in;
-      const InputSums sums = input_sums(job.x + static_cast<std::int64_t>(warp) * job.ldx,
-                                        job.in_scale, job.in_offset, inputs0, end, lane);
-      input[warp][0] = sums.scaled;
-      input[warp][1] = sums.plain;
-      input[warp][2] = sums.offset;
+      const InputSums of = input_sums(job.x + static_cast<std::int64_t>(warp) * job.ldx,
+                                      job.in_scale, job.in_offset, inputs0, end, lane);
+      input[warp][0] = of.scaled;
+      input[warp][1] = of.plain;
+      input[warp][2] = of.offset;
+    }
+  } else if constexpr (Codec::kQuantised) {
+    // Of all inputs: only the first split adds them.
+    if (thread < p.rows * 3)
+      input[thread / 3][thread % 3] = job.sums != nullptr && split == 0 ? job.sums[thread] : 0.0f;
+  }
+
+  // Where this lane finds column g of each product, or null for a column that no row uses.
+  const unsigned char* columns[kProducts];
+#pragma unroll
+  for (int n = 0; n < kProducts; ++n) {
+    const int row = kHalves == 1 ? n * 8 + g : kProducts == 1 ? g % 4 : g;
+    const int half = kHalves == 1 ? 0 : kProducts == 1 ? g / 4 : n;
+    columns[n] = row < p.rows ? shared + (half * p.rows + row) * pitch + t * 16 +
+                                    (first_load - load0) * Codec::kSteps * 64
+                              : nullptr;
+  }
+
+  float acc[kProducts][4] = {};
+  int tile = first_tile, load = 0;
+  for (int base = 0; base < total; base += kUnroll) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (base + u >= total) break;
+#pragma unroll kUnrolledSteps
+      for (int s = 0; s < Codec::kSteps; ++s) {
+        const Pairs a = Codec::pairs(lower[u], s), b = Codec::pairs(upper[u], s);
+#pragma unroll
+        for (int n = 0; n < kProducts; ++n) {
+          Vec16 x = {0, 0, 0, 0};
+          if (columns[n] != nullptr)
+            x = *reinterpret_cast<const Vec16*>(columns[n] + (load * Codec::kSteps + s) * 64);
+          if constexpr (Codec::kGroups) {
+            float sum[4] = {};
+            multiply<Codec>(sum, a, b, x);
+            add_scaled(acc[n], sum, group_scale(scales[u].lower, s),
+                       group_scale(scales[u].upper, s));
+          } else {
+            multiply<Codec>(acc[n], a, b, x);
+          }
+        }
+      }
+      fetch(u);
+      if (++load < length) continue;
+      float* to = sums + ((tile - tile0) * job.parts + part) * kColumns * kPitch;
+#pragma unroll
+      for (int n = 0; n < kProducts; ++n) {
+        to[(n * 8 + 2 * t) * kPitch + g] = acc[n][0];
+        to[(n * 8 + 2 * t + 1) * kPitch + g] = acc[n][1];
+        to[(n * 8 + 2 * t) * kPitch + g + 8] = acc[n][2];
+        to[(n * 8 + 2 * t + 1) * kPitch + g + 8] = acc[n][3];
+#pragma unroll
+        for (float& sum : acc[n]) sum = 0.0f;
+      }
+      load = 0;
+      tile += stride;
     }
   }
   __syncthreads();
 
-  // Where this lane finds column g of each product, or null for a column that no row uses.
-  const unsigned char* columns[kTiles];
-#pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    const int row = kTiles == 1 ? g % 4 : g, half = kTiles == 1 ? g / 4 : n;
-    columns[n] = row < p.rows ? shared + (half * p.rows + row) * pitch + t * 16 : nullptr;
-  }
-
+  const int parts = (load_end - load0 + per_part - 1) / per_part;  // that had any inputs
   float* partial = p.workspace + job.partial;
-  for (int tile = tile0; tile < tile_end; ++tile) {
-    float acc[kTiles][4] = {};
-    for (int base = warp0; base < warp0 + per_warp; base += kUnroll) {
-      const bool more = base + kUnroll < warp0 + per_warp;
-      if (!more) rows = rows_of(tile + 1);
-      const int next = more ? base + kUnroll : tile + 1 < tile_end ? warp0 : warp_end;
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (base + u < warp_end) {
-#pragma unroll
-          for (int s = 0; s < Codec::kSteps; ++s) {
-            const Pairs a = Codec::pairs(lower[u], s), b = Codec::pairs(upper[u], s);
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) {
-              Vec16 x = {0, 0, 0, 0};
-              if (columns[n] != nullptr)
-                x = *reinterpret_cast<const Vec16*>(columns[n] +
-                                                    ((base + u - load0) * Codec::kSteps + s) * 64);
-              if constexpr (Codec::kGroups) {
-                float part[4] = {};
-                multiply<Codec>(part, a, b, x);
-                add_scaled(acc[n], part, group_scale(scales[u].lower, s),
-                           group_scale(scales[u].upper, s));
-              } else {
-                multiply<Codec>(acc[n], a, b, x);
-              }
-            }
-          }
-        }
-        fetch(u, rows, next + u);
-      }
+  for (int i = thread; i < results; i += kThreads) {
+    const int row = i / outputs, o = output_of(i);
+    const float* from =
+        sums + (i % outputs / kTile * job.parts * kColumns + row) * kPitch + i % outputs % kTile;
+    float sum = 0.0f, lo = 0.0f;
+#pragma unroll 4
+    for (int k = 0; k < parts; ++k) {
+      sum += from[k * kColumns * kPitch];
+      if constexpr (kHalves == 2) lo += from[(k * kColumns + kColumns / 2) * kPitch];
     }
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      sums[warp][g][n * 8 + 2 * t] = acc[n][0];
-      sums[warp][g][n * 8 + 2 * t + 1] = acc[n][1];
-      sums[warp][g + 8][n * 8 + 2 * t] = acc[n][2];
-      sums[warp][g + 8][n * 8 + 2 * t + 1] = acc[n][3];
-    }
-    __syncthreads();
-    for (int i = thread; i < kTile * p.rows; i += kThreads) {
-      const int output = i % kTile, row = i / kTile;
-      float hi = 0.0f, lo = 0.0f;
-      for (int w = 0; w < kWarps; ++w) {
-        hi += sums[w][output][row];
-        lo += sums[w][output][row + kColumns / 2];
-      }
-      float sum = (hi + lo) / job.x_scale;
-      const int o = tile * kTile + output;
-      if constexpr (Codec::kQuantised)
-        if (o < job.out)
-          sum = dequantise(job, o, sum, {input[row][0], input[row][1], input[row][2]});
-      if (job.splits == 1) {
-        if (o < job.out) store_output(job, row, o, sum);
-      } else {
-        partial[(static_cast<std::int64_t>(split) * tile_count + tile) * kTile * p.rows + i] = sum;
-      }
-    }
-    __syncthreads();
+    if constexpr (kHalves == 2) sum = fmaf(lo, 1.0f / kLoScale<Codec>, sum);
+    sum /= job.x_scale;
+    if (o >= job.out) continue;
+    if constexpr (Codec::kQuantised)
+      sum = dequantise(job, o, sum, {input[row][0], input[row][1], input[row][2]});
+    if (job.splits > 1)
+      partial[(static_cast<std::int64_t>(split) * p.rows + row) * job.out + o] = sum;
+    else
+      store_output(job, row, o, sum, kFetchTerms && i == thread ? terms : load_terms(job, row, o));
   }
   if (job.splits == 1) return;
 
   // The last block of a tile group adds the parts up, in their order whoever is last.
+  __syncthreads();
   if (thread == 0) {
     unsigned* counter = p.tickets + job.first_ticket + group;
     last = take_ticket(counter) + 1 == static_cast<unsigned>(job.splits);
@@ -197,49 +290,59 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
   if (!last) return;
-  const int per_tile = kTile * p.rows;
-  for (int i = thread; i < (tile_end - tile0) * per_tile; i += kThreads) {
-    const int tile = tile0 + i / per_tile, output = i % kTile, row = i % per_tile / kTile;
+  for (int i = thread; i < results; i += kThreads) {
+    const int row = i / outputs, o = output_of(i);
+    if (o >= job.out) continue;
     float sum = 0.0f;
+#pragma unroll 4
     for (int s = 0; s < job.splits; ++s)
-      sum += partial[(static_cast<std::int64_t>(s) * tile_count + tile) * per_tile + i % per_tile];
-    if (tile * kTile + output < job.out) store_output(job, row, tile * kTile + output, sum);
+      sum += partial[(static_cast<std::int64_t>(s) * p.rows + row) * job.out + o];
+    store_output(job, row, o, sum, kFetchTerms && i == thread ? terms : load_terms(job, row, o));
   }
 }
 
-template <class Codec>
+template <class Codec, int kWarps>
 void choose(Launch& out, const LinearParams& p, int blocks, std::uint32_t shared_bytes) {
-  const auto grid = static_cast<unsigned>(blocks);
-  constexpr int kUnroll = Codec::kGroups ? 2 : 4;  // the scales of more loads would spill
-  if (p.rows <= 4)
-    make_launch(out, skinny_kernel<Codec, 1, 4>, grid, 1, 1, kThreads, shared_bytes, p);
+  const auto launch = [&](void (*kernel)(LinearParams)) {
+    make_launch(out, kernel, static_cast<unsigned>(blocks), 1, 1, kWarps * 32, shared_bytes, p);
+  };
+  if (p.rows <= 4) return launch(skinny_kernel<Codec, 2, 1, kWarps>);
+  if (p.rows <= kSplitRows) return launch(skinny_kernel<Codec, 2, 2, kWarps>);
+  if (p.rows <= 16) return launch(skinny_kernel<Codec, 1, 2, kWarps>);
+  if constexpr (!Codec::kGroups) launch(skinny_kernel<Codec, 1, 4, 16>);
+}
+
+template <class Codec>
+void choose(Launch& out, const LinearParams& p, const SkinnyShape& shape) {
+  if (shape.warps == 16)
+    choose<Codec, 16>(out, p, shape.blocks, shape.shared_bytes);
   else
-    make_launch(out, skinny_kernel<Codec, 2, kUnroll>, grid, 1, 1, kThreads, shared_bytes, p);
+    choose<Codec, 8>(out, p, shape.blocks, shape.shared_bytes);
 }
 
 }  // namespace
 
-std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split) {
-  return static_cast<std::uint32_t>(2 * rows * row_pitch(inputs_per_split));
+std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums) {
+  return static_cast<std::uint32_t>(halves_of(rows) * rows * row_pitch(inputs_per_split)) +
+         static_cast<std::uint32_t>(sums * products_of(rows) * 8 * kPitch) * sizeof(float);
 }
 
-int skinny_inputs(int rows, int shared_bytes) {
-  constexpr int kStatic = 9 * 1024;  // sums, input, last
-  constexpr int kPadding = 64;       // of a row: row_pitch()
-  return ((shared_bytes - kStatic) / (2 * rows) - kPadding) / 2;
+int skinny_inputs(int rows, int shared_bytes, int sums) {
+  constexpr int kPadding = 64;  // of a row: row_pitch()
+  const int left = shared_bytes - static_cast<int>(skinny_shared_bytes(rows, 0, sums));
+  return (left / (halves_of(rows) * rows) - kPadding) / 2;
 }
 
-void skinny(Launch& out, Codec codec, const LinearParams& p, int blocks,
-            std::uint32_t shared_bytes) {
+void skinny(Launch& out, Codec codec, const LinearParams& p, const SkinnyShape& shape) {
   switch (codec) {
     case Codec::bf16:
-      return choose<Bf16Codec>(out, p, blocks, shared_bytes);
+      return choose<Bf16Codec>(out, p, shape);
     case Codec::u8:
-      return choose<U8Codec>(out, p, blocks, shared_bytes);
+      return choose<U8Codec>(out, p, shape);
     case Codec::u4:
-      return choose<U4Codec>(out, p, blocks, shared_bytes);
+      return choose<U4Codec>(out, p, shape);
     default:
-      return choose<F16Codec>(out, p, blocks, shared_bytes);
+      return choose<F16Codec>(out, p, shape);
   }
 }
 

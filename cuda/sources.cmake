@@ -8,7 +8,8 @@ set(WKV_CUDA_KERNELS
   ${_wkv_cuda}/norm.cu
   ${_wkv_cuda}/sample.cu
   ${_wkv_cuda}/skinny.cu
-  ${_wkv_cuda}/wkv.cu)
+  ${_wkv_cuda}/wkv.cu
+  ${_wkv_cuda}/wkv_split.cu)
 set(WKV_CUDA_HOST
   ${_wkv_cuda}/architectures.cpp
   ${_wkv_cuda}/cuda_backend.cpp

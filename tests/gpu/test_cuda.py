@@ -6,10 +6,13 @@ They run where ``wkv.devices()`` has a usable CUDA device. The target ``wkv_cuda
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -110,6 +113,18 @@ def test_golden(golden: Golden, dtype: str) -> None:
             assert error <= 2e-5 * max(1.0, float(np.abs(part).max())), name
     rows = np.stack([model.forward([t], state) for t in golden.continuation])
     assert np.abs(rows - golden.logits_cont).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["4v0-660K", "5v2-730K", "7v0-834K"])
+def test_trained_tiny_models(name: str, shared: Path) -> None:
+    """rwkv.cpp's tiny models: its own expected logits after `"in`, and the rwkv package's."""
+    tiny = shared / "tiny"
+    if not tiny.is_dir():
+        pytest.skip(f"no {tiny}")
+    model = load(tiny / f"tiny-rwkv-{name}.pth", "fp32")
+    logits = model.forward(list(b'"in the '), model.new_state(), logits="all")
+    assert np.abs(logits[2] - np.load(tiny / f"expected-logits-{name}.npy")).max() <= 1e-4
+    assert np.abs(logits - np.load(tiny / f"pip-logits-{name}.npy")).max() <= 1e-4
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -296,13 +311,32 @@ def test_replayed_steps_equal_the_first(spec: Spec, rows: int, file_of: FileOf) 
         assert blob == outcomes[0][1]
 
 
+@contextmanager
+def only_left(n: int) -> Iterator[None]:
+    """Holds all of the first device's memory but ``n`` bytes."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    context, held = ctypes.c_void_p(), ctypes.c_uint64()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    assert driver.cuInit(0) == 0
+    assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
+    assert driver.cuCtxSetCurrent(context) == 0
+    assert driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    assert driver.cuMemAlloc_v2(ctypes.byref(held), ctypes.c_size_t(free.value - n)) == 0
+    try:
+        yield
+    finally:
+        driver.cuMemFree_v2(held)
+        driver.cuDevicePrimaryCtxRelease_v2(0)
+
+
 def test_out_of_memory_leaves_the_device_usable(file_of: FileOf) -> None:
     if ON_SHIM:
         pytest.skip("the shim's memory is the host's")
     model = load(file_of(SPECS[0]))
-    with pytest.raises(MemoryError, match="bytes"):
-        wkv.Model.synthetic("v7:200x16384", dtype="fp32", device="cuda")
-    assert np.isfinite(model.forward([1], model.new_state())).all()
+    with only_left(256 << 20):
+        with pytest.raises(MemoryError, match="bytes"):
+            wkv.Model.synthetic("v7:4x2048", dtype="fp32", device="cuda")
+        assert np.isfinite(model.forward([1], model.new_state())).all()
 
 
 def test_a_loaded_file_leaves_memory(tmp_path: Path) -> None:

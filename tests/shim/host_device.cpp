@@ -121,7 +121,7 @@ class HostDevice final : public cuda::Device {
     static_cast<HostGraph&>(graph).list.each(
         [&](const cuda::LaunchHeader& h, const void* params) { launch(h, params); });
   }
-  bool multiply(const cuda::LibraryProduct&) override { return false; }
+  bool accepts(const cuda::LibraryProduct&) override { return false; }
 
  private:
   int index_;

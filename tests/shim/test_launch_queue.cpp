@@ -47,7 +47,7 @@ class FakeDevice final : public Device {
   void mark(int) override {}
   void wait(int) override {}
   void synchronize() override {}
-  bool multiply(const LibraryProduct&) override { return false; }
+  bool accepts(const LibraryProduct&) override { return false; }
 
   void launch(const LaunchHeader&, const void* params) override {
     WKV_CHECK(!fails, device, "it fails");

@@ -117,7 +117,7 @@ double product_error(const std::vector<float>& y, const std::vector<float>& x,
 /// Activations are exact up to 8 rows (two halves), rounded to the weights' type beyond.
 double tolerance(DType dtype, int rows) {
   if (dtype == DType::f32) return 1e-6;
-  if (rows <= cuda::kSkinnyRows) return dtype == DType::f16 ? 2e-6 : 5e-5;
+  if (rows <= cuda::kSplitRows) return dtype == DType::f16 ? 2e-6 : 5e-5;
   return dtype == DType::f16 ? 2e-3 : 1.6e-2;
 }
 
@@ -198,13 +198,15 @@ TEST_CASE("products fit the shared memory of every architecture") {
   for (const Device device :
        {Device{"75", 64}, {"80", 163}, {"86", 99}, {"90", 227}, {"120", 99}}) {
     CAPTURE(device.sm);
-    for (int rows = 1; rows <= cuda::kSkinnyRows; ++rows) {
-      constexpr int kStatic = 8304;  // of skinny_kernel, as ptxas says
-      const int inputs = cuda::skinny_inputs(rows, device.shared * 1024) / 128 * 128;
-      CHECK(inputs > 0);
-      CHECK(static_cast<int>(cuda::skinny_shared_bytes(rows, inputs)) + kStatic <=
-            device.shared * 1024);
-    }
+    for (int rows = 1; rows <= cuda::kSkinnyRows; ++rows)
+      for (const int sums : {8, 16}) {
+        constexpr int kStatic = 128;  // of skinny_kernel, as ptxas says
+        const int inputs =
+            cuda::skinny_inputs(rows, device.shared * 1024 - kStatic, sums) / 128 * 128;
+        CHECK(inputs > 0);
+        CHECK(static_cast<int>(cuda::skinny_shared_bytes(rows, inputs, sums)) + kStatic <=
+              device.shared * 1024);
+      }
     setenv("WKV_SHIM_SM", device.sm, 1);
     for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::int4})
       for (const Shape s : {Shape{8, 5000, 16}, {40, 520, 70}, {70, 300, 130}}) {
@@ -286,44 +288,52 @@ TEST_CASE("quantised weights: the product is that of the weights that quantize()
       const auto got = bench.get(linear(bench.tensor(x, s.rows, s.in), m));
       bench.backend().end();
       CHECK(product_error(got, x, decoded, s, DType::f32) <
-            (s.rows <= cuda::kSkinnyRows ? 1e-5 : 4e-3));
+            (s.rows <= cuda::kSplitRows ? 1e-5 : 4e-3));
     }
   CHECK(shim::fences_broken() == 0);
 }
 
-TEST_CASE("1 to 64 rows of every form, at the edges of every tile") {
+/// Rows at the edges of every tile, every form of weights.
+void check_rows(int in, int out, std::initializer_list<int> all_rows) {
   for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::mm8, DType::int4}) {
-    constexpr int kIn = 328, kOut = 70;
-    const auto w = random_values(kOut * kIn, 2);
+    const auto w = random_values(static_cast<std::size_t>(out * in), 2);
     std::vector<float> decoded(w.size());
     HostTensor t;
     t.data = w.data();
-    t.shape = {kOut, kIn};
+    t.shape = {out, in};
     Buffer memory;
     if (is_quantized(dtype)) {
       const Matrix codes = quantize::quantize(t, dtype, memory);
-      for (int o = 0; o < kOut; ++o)
-        quantize::decode_row(codes, o, decoded.data() + static_cast<std::ptrdiff_t>(o) * kIn);
+      for (int o = 0; o < out; ++o)
+        quantize::decode_row(codes, o, decoded.data() + static_cast<std::ptrdiff_t>(o) * in);
     } else {
       for (std::size_t i = 0; i < w.size(); ++i) decoded[i] = rounded(w[i], dtype);
     }
     Bench bench;
-    const Matrix m = bench.matrix(w, kOut, kIn, dtype);
+    const Matrix m = bench.matrix(w, out, in, dtype);
     CHECK(m.dtype == dtype);
-    for (const int rows : {1, 4, 5, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65}) {
+    for (const int rows : all_rows) {
       CAPTURE(dtype_name(dtype));
       CAPTURE(rows);
-      const auto x = random_values(static_cast<std::size_t>(rows * kIn), 1);
+      const auto x = random_values(static_cast<std::size_t>(rows * in), 1);
       bench.arena().reset();
       bench.begin(rows);
-      const auto got = bench.get(linear(bench.tensor(x, rows, kIn), m));
+      const auto got = bench.get(linear(bench.tensor(x, rows, in), m));
       bench.backend().end();
-      const bool exact = rows <= cuda::kSkinnyRows;
+      const bool exact = rows <= cuda::kSplitRows;
       const double most = is_quantized(dtype) ? (exact ? 1e-5 : 4e-3) : tolerance(dtype, rows);
-      CHECK(product_error(got, x, decoded, {rows, kIn, kOut}, DType::f32) < most);
+      CHECK(product_error(got, x, decoded, {rows, in, out}, DType::f32) < most);
     }
   }
   CHECK(shim::fences_broken() == 0);
+}
+
+TEST_CASE("1 to 64 rows of every form, at the edges of every tile") {
+  check_rows(328, 70, {1, 4, 5, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65});
+}
+
+TEST_CASE("few outputs of many inputs are streamed for up to 32 rows") {
+  check_rows(1100, 40, {9, 16, 17, 31, 32});
 }
 
 TEST_CASE("packed codes decode to themselves") {
