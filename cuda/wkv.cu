@@ -172,16 +172,6 @@ void launch_wkv(Launch& out, const WkvParams& p) {
       static_cast<unsigned>(kSharedFloats<TokenLayout<kVersion, kKeysPerLane>> * sizeof(float)), p);
 }
 
-template <int kVersion>
-void choose_wkv(Launch& out, const WkvParams& p) {
-  if (p.head_size <= 32)
-    launch_wkv<kVersion, 4>(out, p);
-  else if (p.head_size <= 64)
-    launch_wkv<kVersion, 8>(out, p);
-  else
-    launch_wkv<kVersion, 16>(out, p);
-}
-
 }  // namespace
 
 void wkv4(Launch& out, const Wkv4Params& p) {
@@ -190,10 +180,9 @@ void wkv4(Launch& out, const Wkv4Params& p) {
 }
 
 void wkv(Launch& out, const WkvParams& p) {
-  if (p.version == 7)
-    choose_wkv<7>(out, p);
-  else
-    choose_wkv<6>(out, p);
+  with_keys_per_lane(p.head_size, [&](auto keys) {
+    p.version == 7 ? launch_wkv<7, keys()>(out, p) : launch_wkv<6, keys()>(out, p);
+  });
 }
 
 }  // namespace wkv::cuda

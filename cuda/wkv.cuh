@@ -2,6 +2,8 @@
 // long call one day and come token by token another.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernels.h"
 #include "cuda/math.cuh"
 #include "cuda/platform.cuh"
@@ -215,6 +217,17 @@ WKV_DEV void step_four(const float* r, const float* decay, const float* key, con
       s1[j] = kept1;
     }
   }
+}
+
+/// use(keys of a lane) for heads of this size, at compile time: 4, 8 or 16.
+template <class F>
+void with_keys_per_lane(int head_size, F&& use) {
+  if (head_size <= 32)
+    use(std::integral_constant<int, 4>{});
+  else if (head_size <= 64)
+    use(std::integral_constant<int, 8>{});
+  else
+    use(std::integral_constant<int, 16>{});
 }
 
 /// The state of this lane's columns between registers and memory.

@@ -180,44 +180,25 @@ void launch_split(Launch& out, const WkvParams& p) {
               static_cast<unsigned>(2 * kMaxChunk * L::kToken * sizeof(float)), p);
 }
 
-template <int kVersion>
-void choose_split(Launch& out, const WkvParams& p) {
-  if (p.head_size <= 32)
-    launch_split<kVersion, 4>(out, p);
-  else if (p.head_size <= 64)
-    launch_split<kVersion, 8>(out, p);
-  else
-    launch_split<kVersion, 16>(out, p);
-}
-
-template <int kVersion>
-void choose_finish(Launch& out, const WkvParams& p) {
-  const auto launch = [&](void (*kernel)(WkvParams)) {
-    make_launch(out, kernel, static_cast<unsigned>((p.heads + kHeadsPerBlock - 1) / kHeadsPerBlock),
-                static_cast<unsigned>(p.rows), 1, kHeadsPerBlock * 32, 0, p);
-  };
-  if (p.head_size <= 32)
-    launch(wkv_finish_kernel<kVersion, 1>);
-  else if (p.head_size <= 64)
-    launch(wkv_finish_kernel<kVersion, 2>);
-  else
-    launch(wkv_finish_kernel<kVersion, 4>);
+template <int kVersion, int kKeysPerLane>
+void launch_finish(Launch& out, const WkvParams& p) {
+  make_launch(out, wkv_finish_kernel<kVersion, TokenLayout<kVersion, kKeysPerLane>::kPerLane>,
+              static_cast<unsigned>((p.heads + kHeadsPerBlock - 1) / kHeadsPerBlock),
+              static_cast<unsigned>(p.rows), 1, kHeadsPerBlock * 32, 0, p);
 }
 
 }  // namespace
 
 void wkv_split(Launch& out, const WkvParams& p) {
-  if (p.version == 7)
-    choose_split<7>(out, p);
-  else
-    choose_split<6>(out, p);
+  with_keys_per_lane(p.head_size, [&](auto keys) {
+    p.version == 7 ? launch_split<7, keys()>(out, p) : launch_split<6, keys()>(out, p);
+  });
 }
 
 void wkv_finish(Launch& out, const WkvParams& p) {
-  if (p.version == 7)
-    choose_finish<7>(out, p);
-  else
-    choose_finish<6>(out, p);
+  with_keys_per_lane(p.head_size, [&](auto keys) {
+    p.version == 7 ? launch_finish<7, keys()>(out, p) : launch_finish<6, keys()>(out, p);
+  });
 }
 
 }  // namespace wkv::cuda

@@ -30,8 +30,7 @@ std::shared_ptr<Backend> make_one(const Options& options, const std::string& dev
   const int threads = options.threads;
   WKV_CHECK(threads >= 0 && threads <= kMaxThreads, invalid_argument, "threads is ", threads,
             ", expected 0 (automatic) to ", kMaxThreads);
-  // "auto" is the CPU until tests/gpu/run has passed on a GPU: kernels that only ever ran in the
-  // host shim are for those who ask for them.
+  // "auto" is the CPU: nothing yet falls back to it from a device that is too small for the model.
   if (device == "cpu" || device == "auto")
     return std::make_shared<cpu::CpuBackend>(threads == 0 ? usable_cores() : threads,
                                              cpu::select_isa(), options.skip_zeros,
