@@ -1,5 +1,6 @@
 // The pool: every index once per run, nothing lost over many runs, sleep and wake, more threads
-// than CPUs, forked children.
+// than CPUs, forked children. What threads share beside it: units of work, weights to ask for, and
+// the memory of weights.
 #include <doctest/doctest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,8 +15,10 @@
 #include <thread>
 #include <vector>
 
+#include "core/buffer.h"
 #include "core/cpu_set.h"
 #include "core/thread_pool.h"
+#include "cpu/read_ahead.h"
 #include "cpu/shares.h"
 #include "ops/quantize.h"
 #include "wkv/types.h"
@@ -168,6 +171,86 @@ TEST_CASE("parts of a whole, which may throw") {
                     std::range_error);
     check_runs(pool, 10);
   }
+}
+
+TEST_CASE(
+    "what a thread does while it spins is asked for again until there is none, and harms nothing") {
+  struct Work {
+    std::atomic<int> left{0}, asked{0};
+  } work;
+  ThreadPool pool(2, {[](void* context, int index) noexcept {
+                        auto& w = *static_cast<Work*>(context);
+                        if (index == 0 || w.left.load() == 0) return false;
+                        w.left.fetch_sub(1);
+                        w.asked.fetch_add(1);
+                        return true;
+                      },
+                      &work});
+  check_runs(pool, 2000);
+  CHECK(work.asked == 0);
+  const bool spins = wkv::schedulable_cpus() >= 2;
+  for (int i = 0; spins && i < 1000 && work.asked < 100; ++i) {
+    work.left = 100 - work.asked;
+    check_runs(pool, 1);
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  CHECK(work.asked == (spins ? 100 : 0));
+}
+
+TEST_CASE("weights are asked for in the order of the last round, and no more than there are") {
+  wkv::cpu::ReadAhead ahead(2);
+  std::vector<std::byte> a(4096), b(600), c(1 << 20);
+  const auto enter = [&](const std::vector<std::byte>& group) {
+    ahead.enter(group.data(), [&](int index) {
+      const std::size_t half = group.size() / 2, at = index == 0 ? 0 : half;
+      return wkv::cpu::ReadAhead::Range{group.data() + at, half};
+    });
+  };
+  const auto asks = [&](int index) {
+    int n = 0;
+    for (ahead.done(index); ahead.ask(index); ++n) CHECK(n < 1000);
+    return n;
+  };
+  for (const auto* group : {&a, &b, &c}) {
+    enter(*group);
+    CHECK(asks(0) == 0);  // nothing is known of the first round
+  }
+  enter(a);
+  CHECK(asks(1) == 1);  // b, 300 bytes
+  enter(b);
+  CHECK(asks(0) == asks(1));
+  const int most = asks(0);
+  CHECK(most > 1);
+  CHECK(most < 1024);  // a part of c
+  ahead.forget();
+  CHECK(asks(0) == 0);
+  enter(a);
+  CHECK(asks(0) == 1);
+}
+
+TEST_CASE("weights side by side in blocks that live as long as their buffers") {
+  wkv::Buffer kept;
+  {
+    wkv::HugePages pages;
+    std::vector<wkv::Buffer> buffers;
+    for (const std::size_t bytes : {std::size_t{1}, std::size_t{100}, std::size_t{3} << 20,
+                                    std::size_t{0}, std::size_t{1} << 20, std::size_t{5} << 20}) {
+      buffers.push_back(pages.allocate(bytes));
+      CHECK(buffers.back().bytes() == bytes);
+      CHECK(reinterpret_cast<std::uintptr_t>(buffers.back().data()) % 64 == 0);
+      std::fill_n(static_cast<unsigned char*>(buffers.back().data()), bytes,
+                  static_cast<unsigned char>(buffers.size()));
+    }
+    for (std::size_t i = 0; i < buffers.size(); ++i) {
+      const auto* data = static_cast<const unsigned char*>(buffers[i].data());
+      CHECK(std::all_of(data, data + buffers[i].bytes(), [&](int x) { return x == int(i) + 1; }));
+    }
+    kept = buffers[2];
+    CHECK_THROWS_AS(pages.allocate(~std::size_t{0}), wkv::Error);
+    CHECK_THROWS_AS(pages.allocate(std::size_t{1} << 60), wkv::Error);
+    CHECK(pages.allocate(10).bytes() == 10);
+  }
+  CHECK(static_cast<const unsigned char*>(kept.data())[kept.bytes() - 1] == 3);
 }
 
 TEST_CASE("every unit of shared work is taken once, by whoever has time") {

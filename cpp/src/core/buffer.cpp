@@ -1,5 +1,6 @@
 #include "core/buffer.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <utility>
@@ -31,6 +32,21 @@ Buffer allocate_host(std::size_t bytes) {
   if (alignment == kHugePage) static_cast<void>(madvise(memory, size, MADV_HUGEPAGE));
 #endif
   return {std::shared_ptr<void>(memory, [](void* p) { std::free(p); }), bytes};
+}
+
+Buffer HugePages::allocate(std::size_t bytes) {
+  constexpr std::size_t kLargest = std::size_t{64} << 20;
+  const std::size_t size = round_up(bytes, kCacheLine);
+  if (size < bytes || size > block_.bytes() - used_) {
+    // What no buffer takes of a block is never touched, and a quarter of the address space at most.
+    const std::size_t block = std::clamp(total_ / 4, kHugePage, kLargest);
+    block_ = allocate_host(std::max(size < bytes ? bytes : round_up(bytes, kHugePage), block));
+    total_ += block_.bytes();
+    used_ = 0;
+  }
+  auto* data = static_cast<std::byte*>(block_.data()) + used_;
+  used_ = std::min(used_ + size, block_.bytes());
+  return {std::shared_ptr<void>(block_.share(), data), bytes};
 }
 
 void drop_pages([[maybe_unused]] const void* data, [[maybe_unused]] std::size_t bytes) noexcept {

@@ -55,10 +55,14 @@ inline void pause() noexcept {
 
 using Word = std::atomic<std::int32_t>;  // the type that futexes take, so that wait() is one
 
-/// Waits until `word` is not `old`; spins first if `spin`. `sleepers` counts those who sleep, so
-/// that the other side wakes only if somebody does.
-void wait_while(const Word& word, std::int32_t old, bool spin, Word& sleepers) noexcept {
+/// Waits until `word` is not `old`; spins first if `spin`, with `idle` while that has work for
+/// `index`. `sleepers` counts those who sleep, so that the other side wakes only if somebody does.
+void wait_while(const Word& word, std::int32_t old, bool spin, Word& sleepers,
+                const ThreadPool::Idle& idle, int index) noexcept {
   if (spin) {
+    if (idle.function != nullptr)
+      while (idle.function(idle.context, index))
+        if (word.load(std::memory_order_acquire) != old) return;
     for (int i = 0; i < 16; ++i) {
       if (word.load(std::memory_order_acquire) != old) return;
       pause();
@@ -96,8 +100,9 @@ struct Done {
 }  // namespace
 
 struct ThreadPool::Impl {
-  explicit Impl(int n)
+  Impl(int n, Idle what)
       : threads(n),
+        idle(what),
         spin(n <= schedulable_cpus()),
         generation(fork_generation.load()),
         done(static_cast<std::size_t>(n)) {}
@@ -105,7 +110,7 @@ struct ThreadPool::Impl {
   void work(int index) noexcept {
     Done& mine = done[static_cast<std::size_t>(index)];
     for (std::int32_t seen = 0;;) {
-      wait_while(epoch, seen, spin, sleepers);
+      wait_while(epoch, seen, spin, sleepers, idle, index);
       seen = epoch.load(std::memory_order_acquire);
       if (stop.load(std::memory_order_relaxed)) return;
       // Once claimed the caller waits for us; before that `function` may already be the next one.
@@ -124,6 +129,7 @@ struct ThreadPool::Impl {
   bool lost_workers() const noexcept { return generation != fork_generation.load(); }
 
   const int threads;
+  const Idle idle;
   const bool spin;
   const std::uint32_t generation;
   alignas(64) Word epoch{0};
@@ -135,10 +141,10 @@ struct ThreadPool::Impl {
   std::vector<std::thread> workers;
 };
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, Idle idle) {
   WKV_CHECK(threads >= 1, invalid_argument, "[threads] a pool of ", threads, " threads");
   count_forks();
-  impl_ = std::make_unique<Impl>(threads);
+  impl_ = std::make_unique<Impl>(threads, idle);
   impl_->workers.reserve(static_cast<std::size_t>(threads - 1));
   try {
     for (int i = 1; i < threads; ++i)
@@ -186,7 +192,7 @@ void ThreadPool::run(Function fn, void* context) noexcept {
     }
     for (std::int32_t e = d.epoch.load(std::memory_order_acquire); e != now;
          e = d.epoch.load(std::memory_order_acquire))
-      wait_while(d.epoch, e, p.spin, d.sleepers);
+      wait_while(d.epoch, e, p.spin, d.sleepers, p.idle, 0);
   }
 }
 

@@ -42,7 +42,10 @@ CpuBackend::CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_z
     : kernels_(kernels),
       skip_zeros_(skip_zeros),
       precision_(precision),
-      pool_(threads > 0 ? threads : usable_cores()),
+      read_ahead_(threads > 0 ? threads : usable_cores()),
+      pool_(threads > 0 ? threads : usable_cores(),
+            {[](void* ahead, int i) noexcept { return static_cast<ReadAhead*>(ahead)->ask(i); },
+             &read_ahead_}),
       shares_(pool_.threads()) {}
 
 std::string CpuBackend::name() const {
@@ -237,6 +240,7 @@ void CpuBackend::wkv7(Tensor y, const Wkv7& x, int heads, Slot state) {
                 args.r_k = x.r_k->data + c;
                 args.finish = finish(x.norm, x.gate, s.row, c);
                 args.state = s.state + state.offset + std::int64_t{c} * n;
+                args.next_state = h + 1 < to ? std::ptrdiff_t{n} * n : 0;
                 args.scratch = scratch_.data() + scratch * static_cast<std::size_t>(index);
                 args.rows = s.rows;
                 args.head_size = n;

@@ -8,6 +8,7 @@
 
 #include "core/thread_pool.h"
 #include "cpu/kernels.h"
+#include "cpu/read_ahead.h"
 #include "cpu/shares.h"
 #include "ops/backend.h"
 #include "wkv/wkv.hpp"
@@ -89,6 +90,8 @@ class CpuBackend final : public Backend {
   const KernelTable& kernels_;
   const SkipZeros skip_zeros_;
   const MatmulPrecision precision_;
+  HugePages weight_memory_;
+  ReadAhead read_ahead_;  // linear(): weights of the next group
   ThreadPool pool_;
   const Batch* batch_ = nullptr;
   std::vector<const Sequence*> sequence_of_row_;  // of the batch

@@ -137,6 +137,15 @@ int first_block(std::span<const Job> jobs, std::int64_t total, int index, int th
   return first;
 }
 
+/// The weights of a job that is not sparse from block `block` on.
+ReadAhead::Range weights_from(const Job& job, int block) {
+  const MatmulArgs& a = job.args;
+  const auto first = static_cast<std::size_t>(block) * kOutBlock,
+             out = static_cast<std::size_t>(a.out);
+  return {static_cast<const std::byte*>(a.w) + first * static_cast<std::size_t>(a.row_bytes),
+          (out - std::min(first, out)) * static_cast<std::size_t>(a.row_bytes)};
+}
+
 }  // namespace
 
 void CpuBackend::linear(std::span<const LinearJob> group) {
@@ -211,6 +220,17 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
     shares_.give(i, begin, end);
     begin = end;
   }
+  if (pack_units > 0) {
+    read_ahead_.forget();
+  } else {
+    read_ahead_.enter(jobs[0].args.w, [&](int index) {
+      const int block = first_block(jobs, total, index, shared_by);
+      for (const Job& job : jobs)
+        if (job.kernel != Job::Kernel::sparse && block < job.blocks_before + job.blocks())
+          return weights_from(job, block - job.blocks_before);
+      return ReadAhead::Range{};
+    });
+  }
   auto multiply = [&](int index, int) noexcept {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
     const Job* prepared = nullptr;
@@ -230,6 +250,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
         kernels.gemv(job.args, begin, end, scratch);
       }
     }
+    read_ahead_.done(index);
   };
   if (dense) {
     if (shared_by == 1)

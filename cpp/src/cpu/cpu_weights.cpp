@@ -99,6 +99,11 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
     return adopt(quantize::dequantize(tensor, parallel), want, use, name, keep, poll);
   Matrix m;
   if (quantize::is_quantized(want)) {
+    const bool turned = use == MatrixUse::ffn_value && skip_zeros_ != SkipZeros::off;
+    const bool final = !turned && want != DType::int4;  // no copy in another order follows
+    const auto allocate = [&](std::size_t n) {
+      return final ? weight_memory_.allocate(n) : allocate_host(n);
+    };
     Buffer memory;
     try {
       if (tensor.dtype == want) {
@@ -106,13 +111,13 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
         keep.push_back(tensor.owner);
         for (const HostTensor& part : tensor.parts) keep.push_back(part.owner);
       } else {
-        m = quantize::quantize(tensor, want, memory, parallel);
+        m = quantize::quantize(tensor, want, memory, parallel, allocate);
       }
     } catch (const Error& e) {
       fail(e.code(), "'", name, "': ", e.what());
     }
     m.name = name;
-    if (use == MatrixUse::ffn_value && skip_zeros_ != SkipZeros::off) return input_major(m, keep);
+    if (turned) return input_major(m, keep);
     if (want == DType::int4) return strips(m, keep);
     keep.push_back(std::make_shared<Buffer>(memory));
     return m;
@@ -131,7 +136,8 @@ Matrix CpuBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, co
     return m;
   }
   const auto n = static_cast<std::size_t>(tensor.numel());
-  const Buffer copy = allocate_host(std::max<std::size_t>(n * dtype_size(want), 1));
+  const std::size_t bytes = std::max<std::size_t>(n * dtype_size(want), 1);
+  const Buffer copy = turned ? allocate_host(bytes) : weight_memory_.allocate(bytes);
   auto fill = [&](int index, int threads) noexcept {
     const auto bound = [&](int i) {
       return n * static_cast<std::size_t>(i) / static_cast<std::size_t>(threads);
@@ -150,7 +156,7 @@ Matrix CpuBackend::strips(const Matrix& from, std::vector<std::shared_ptr<const 
   const std::size_t groups = (size(from.in) + quantize::kGroup - 1) / quantize::kGroup;
   const int count = (from.out + kStrip - 1) / kStrip;
   const std::size_t code_bytes = size(count) * kStrip * groups * (quantize::kGroup / 2);
-  const Buffer memory = allocate_host(code_bytes + size(count) * kStrip * groups * 2);
+  const Buffer memory = weight_memory_.allocate(code_bytes + size(count) * kStrip * groups * 2);
   std::memset(memory.data(), 0, memory.bytes());  // outputs that fill up a strip have a scale of 0
   auto* codes = static_cast<std::byte*>(memory.data());
   auto* scales = codes + code_bytes;
@@ -189,7 +195,7 @@ Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<c
   if (from.group_scale != nullptr) bytes += aligned(groups * size(from.out) * 2);
   for (const float* v : {from.in_scale, from.in_offset}) bytes += v != nullptr ? in_bytes : 0;
   for (const float* v : {from.out_scale, from.out_offset}) bytes += v != nullptr ? out_bytes : 0;
-  const Buffer memory = allocate_host(bytes);
+  const Buffer memory = weight_memory_.allocate(bytes);
 
   Matrix m = from;
   m.layout = Layout::input_major;

@@ -55,7 +55,8 @@ struct Wkv7Args {
   const float *k_k, *k_a, *r_k;
   HeadFinish finish;
   float* state;
-  float* scratch;  ///< wkv7_scratch_floats(N)
+  ptrdiff_t next_state;  ///< floats from it to the state of the caller's next head; 0 if none
+  float* scratch;        ///< wkv7_scratch_floats(N)
   int rows, head_size;
 };
 

@@ -209,6 +209,42 @@ inline float sum(f32v v) {
 #endif
 }
 
+#if defined(__AVX2__)
+/// sums[i] = sum(v[i]) of eight vectors, to the bit, in a third of the instructions.
+inline void sum8(const f32v* v, float* sums) {
+  __m256 a[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+#if defined(__AVX512F__)
+    const __m256 high = (__m256)_mm512_extractf64x4_pd((__m512d)v[i], 1);
+    a[i] = _mm256_add_ps(_mm512_castps512_ps256((__m512)v[i]), high);
+#else
+    a[i] = (__m256)v[i];
+#endif
+  }
+  __m256d b[4];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    b[i] = (__m256d)_mm256_add_ps(_mm256_permute2f128_ps(a[i], a[i + 4], 0x20),
+                                  _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+  const __m256 c =
+      _mm256_add_ps((__m256)_mm256_unpacklo_pd(b[0], b[1]), (__m256)_mm256_unpackhi_pd(b[0], b[1]));
+  const __m256 d =
+      _mm256_add_ps((__m256)_mm256_unpacklo_pd(b[2], b[3]), (__m256)_mm256_unpackhi_pd(b[2], b[3]));
+  _mm256_storeu_ps(sums,
+                   _mm256_add_ps(_mm256_shuffle_ps(c, d, 0x88), _mm256_shuffle_ps(c, d, 0xdd)));
+}
+#endif
+
+/// totals[i] = sum(v[i]).
+inline __attribute__((always_inline)) void sum_each(const f32v* v, int n, float* totals) {
+  int i = 0;
+#if defined(__AVX2__)
+  for (; i + 8 <= n; i += 8) sum8(v + i, totals + i);
+#endif
+  for (; i < n; ++i) totals[i] = sum(v[i]);
+}
+
 inline f32v max(f32v a, f32v b) { return a > b ? a : b; }
 inline f32v min(f32v a, f32v b) { return a < b ? a : b; }
 

@@ -124,7 +124,12 @@ Matrix Checkpoint::transposed(const std::string& name, int in, int out, int inde
   const std::int64_t n = std::int64_t{in} * out;
   const auto* from = static_cast<const unsigned char*>(stored.data) +
                      static_cast<std::size_t>(std::max(index, 0) * n) * size;
-  const Buffer memory = allocate_host(static_cast<std::size_t>(n) * size);
+  const std::size_t bytes = static_cast<std::size_t>(n) * size;
+  // Unless it is converted or copied to a device this copy is what the model keeps.
+  const DType want = want_.type_for(name);
+  const bool kept =
+      backend_.at(backend_.place(name)).host_memory() && (want == stored.dtype || !is_float(want));
+  const Buffer memory = kept ? factors_.allocate(bytes) : allocate_host(bytes);
   switch (size) {
     case 2:
       transpose(static_cast<std::uint16_t*>(memory.data()), from, in, out);

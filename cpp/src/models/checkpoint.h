@@ -67,6 +67,7 @@ class Checkpoint {
   std::vector<std::pair<std::string, DType>> types_;
   std::function<void(std::int64_t, std::int64_t)> poll_;
   std::vector<std::shared_ptr<const void>> keep_;
+  HugePages factors_;
   std::shared_ptr<std::deque<std::string>> interned_;
   std::unordered_set<std::string> seen_;
   std::vector<std::string> problems_;

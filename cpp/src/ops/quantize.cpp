@@ -97,7 +97,8 @@ struct Block {
   float *in_scale = nullptr, *out_scale = nullptr, *in_offset = nullptr, *out_offset = nullptr;
   std::uint16_t* group_scale = nullptr;
 
-  Block(const Rows& w, DType dtype, Buffer& memory) {
+  Block(const Rows& w, DType dtype, Buffer& memory,
+        const std::function<Buffer(std::size_t)>& allocate) {
     const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
     const std::size_t code_bytes = aligned(size(w.out) * row_bytes(dtype, w.in));
     const std::size_t in_bytes = aligned(size(w.in) * sizeof(float));
@@ -107,7 +108,7 @@ struct Block {
     const std::size_t vectors = dtype == DType::int4  ? group_bytes
                                 : dtype == DType::mm8 ? 2 * (in_bytes + out_bytes)
                                                       : in_bytes + out_bytes;
-    memory = allocate_host(code_bytes + vectors);
+    memory = allocate(code_bytes + vectors);
     codes = static_cast<unsigned char*>(memory.data());
     unsigned char* at = codes + code_bytes;
     const auto take = [&at](auto*& pointer, std::size_t bytes) {
@@ -399,12 +400,13 @@ Parallel polled(Parallel parallel, std::function<void()> poll, std::int64_t in) 
 
 void serial(int n, const std::function<void(int begin, int end)>& work) { work(0, n); }
 
-Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel) {
+Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel,
+                const std::function<Buffer(std::size_t)>& allocate) {
   WKV_CHECK(w.shape.size() == 2 && is_float(w.dtype) && is_quantized(want), internal, "[quantize] ",
             dtype_name(w.dtype), ' ', shape_str(w.shape), " to ", dtype_name(want));
   const Rows rows(w);
   check_range(rows, want, parallel);
-  Block block(rows, want, memory);
+  Block block(rows, want, memory, allocate);
   if (want == DType::int8)
     quantize_int8(rows, block, parallel);
   else if (want == DType::mm8)

@@ -34,8 +34,10 @@ Parallel polled(Parallel parallel, std::function<void()> poll, std::int64_t in);
 void serial(int n, const std::function<void(int begin, int end)>& work);
 
 /// Quantises W [out, in] of a float type to int8, mm8 or int4. All of the result lies in `memory`
-/// (host, filled); its name is left to the caller. Non-finite weights are Error(bad_model).
-Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel = serial);
+/// (host, filled), which comes from `allocate`; its name is left to the caller. Non-finite weights
+/// are Error(bad_model).
+Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel = serial,
+                const std::function<Buffer(std::size_t)>& allocate = allocate_host);
 
 /// A matrix of a quantised type as it came from a file. The codes, and int4's scales, stay where
 /// they lie; the scales and offsets of the other formats are copied into `memory`, aligned. What

@@ -1,5 +1,5 @@
-// The element types of W. A codec says how a step of kVectors vectors is read from memory and which
-// inputs its lanes are, so that x can be put into the same order once per product.
+// The element types of W. A codec says how a step of kVectors vectors is read from memory and puts
+// x into the order of its lanes, once per product.
 #pragma once
 
 #include "cpu/kernels_matmul.h"
@@ -16,20 +16,23 @@ inline __attribute__((always_inline)) void ask_ahead(const void* p, StreamAhead 
 
 struct CodecF32 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 2;  // 1/4 input per byte
-  static constexpr int input(int v, int lane) { return v * W + lane; }
+  static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const float*)p + v * W); }
 };
 
 struct CodecF16 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 4;
-  static constexpr int input(int v, int lane) { return v * W + lane; }
+  static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const f16*)p + v * W); }
 };
 
 /// A dword is two elements; shift and mask are cheaper than widening.
 struct CodecBF16 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 4;
-  static constexpr int input(int v, int lane) { return v / 2 * 2 * W + 2 * lane + v % 2; }
+  static void order(f32v* x) {
+    split_pairs(x[0], x[1], &x[0], &x[1]);
+    split_pairs(x[2], x[3], &x[2], &x[3]);
+  }
   static f32v get(const unsigned char* p, int v) {
     u32v bits;
     __builtin_memcpy(&bits, p + v / 2 * kVectorBytes, sizeof bits);
@@ -40,7 +43,7 @@ struct CodecBF16 {
 template <class Code>
 struct CodecByte {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 8;
-  static constexpr int input(int v, int lane) { return v * W + lane; }
+  static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const Code*)p + v * W); }
 };
 

@@ -76,8 +76,8 @@ struct FixedByte {
         low = _mm256_add_epi32(low, both(x + 64));
       }
     }
-    float total() const {
-      return sum((f32v)_mm256_cvtepi32_ps(high) * 32768.0f + (f32v)_mm256_cvtepi32_ps(low));
+    f32v lanes() const {
+      return (f32v)_mm256_cvtepi32_ps(high) * 32768.0f + (f32v)_mm256_cvtepi32_ps(low);
     }
   };
 };

@@ -64,11 +64,11 @@ struct FixedByte {
           digits[line][d] = _mm512_dpbusd_epi32(digits[line][d], codes, load_bytes(x + 64 * d));
       }
     }
-    float total() const {
+    f32v lanes() const {
       f32v t{};
       for (int d = kDigits - 1; d >= 0; --d)
         t = t * 256.0f + (f32v)_mm512_cvtepi32_ps(_mm512_add_epi32(digits[0][d], digits[1][d]));
-      return sum(t);
+      return t;
     }
   };
 };

@@ -28,13 +28,13 @@ inline int steps(int in) {
 /// zeros.
 template <class C>
 void prepare_x(float* to, const float* x, const float* scale, int in) {
-  float part[kStep<C>];
   for (int k = 0; k < in; k += kStep<C>, to += kStep<C>) {
-    const int n = in - k < kStep<C> ? in - k : kStep<C>;
-    for (int i = 0; i < n; ++i) part[i] = scale ? x[k + i] * scale[k + i] : x[k + i];
-    for (int i = n; i < kStep<C>; ++i) part[i] = 0.0f;
-    for (int v = 0; v < C::kVectors; ++v)
-      for (int lane = 0; lane < W; ++lane) to[v * W + lane] = part[C::input(v, lane)];
+    f32v v[C::kVectors];
+#pragma GCC unroll 4
+    for (int i = 0; i < C::kVectors; ++i) v[i] = scaled_inputs(x, scale, k + i * W, in);
+    C::order(v);
+#pragma GCC unroll 4
+    for (int i = 0; i < C::kVectors; ++i) store(to + i * W, v[i]);
   }
 }
 
@@ -43,11 +43,12 @@ struct Accumulators {
   static constexpr int kChains = RW * RX >= 6 ? 1 : RW * RX >= 3 ? 2 : 4;
   f32v sums[RX][RW][kChains] = {};
 
-  /// One step of every row.
+  /// One step of every row, or its first `kVectors` vectors.
+  template <int kVectors = C::kVectors>
   inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
                                                   const float* x, ptrdiff_t xs) {
 #pragma GCC unroll 4
-    for (int v = 0; v < C::kVectors; ++v) {
+    for (int v = 0; v < kVectors; ++v) {
       f32v xv[RX];
 #pragma GCC unroll 8
       for (int m = 0; m < RX; ++m) xv[m] = load(x + m * xs + v * W);
@@ -60,17 +61,18 @@ struct Accumulators {
     }
   }
 
-  float total(int m, int r) const {
+  f32v lanes(int m, int r) const {
     f32v s = sums[m][r][0];
     for (int c = 1; c < kChains; ++c) s += sums[m][r][c];
-    return sum(s);
+    return s;
   }
 };
 
-/// products[x row][weight row] of rows [row, row + RW) of W and RX rows of x, `xs` apart.
+/// Products of rows [row, row + RW) of W and RX rows of x, `xs` apart, lane by lane: [x row][weight
+/// row].
 template <class C, int RW, int RX>
-void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
-              ptrdiff_t products_stride) {
+inline __attribute__((always_inline)) void tile_lanes(const MatmulArgs& a, int row, const float* x,
+                                                      ptrdiff_t xs, f32v* lanes) {
   Accumulators<C, RW, RX> acc;
   const unsigned char* rows[RW];
 #pragma GCC unroll 4
@@ -87,16 +89,47 @@ void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float*
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;
   }
+  constexpr int kHalf = kStep<C> / 2;  // 32 inputs with AVX-512: the rank of v7's smallest factors
+  if (k + kHalf <= a.in) {
+    acc.template step<C::kVectors / 2>(rows, x, xs);
+    k += kHalf, x += kHalf;
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C> / 2;
+  }
   if (k < a.in) {
-    unsigned char tail[RW][kStepBytes<C>] = {};
+    unsigned char tail[RW][kStepBytes<C> / 2] = {};
     for (int r = 0; r < RW; ++r) {
       __builtin_memcpy(tail[r], rows[r], (size_t)((a.in - k) * 8 / C::kInputsPerByteX8));
       rows[r] = tail[r];
     }
-    acc.step(rows, x, xs);
+    acc.template step<C::kVectors / 2>(rows, x, xs);
   }
+#pragma GCC unroll 8
   for (int m = 0; m < RX; ++m)
-    for (int r = 0; r < RW; ++r) products[m * products_stride + r] = acc.total(m, r);
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r) lanes[m * RW + r] = acc.lanes(m, r);
+}
+
+/// products[x row][weight row].
+template <class C, int RW, int RX>
+void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
+              ptrdiff_t products_stride) {
+  f32v lanes[RX * RW];
+  tile_lanes<C, RW, RX>(a, row, x, xs, lanes);
+  float totals[RX * RW];
+  sum_each(lanes, RX * RW, totals);
+#pragma GCC unroll 8
+  for (int m = 0; m < RX; ++m)
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r) products[m * products_stride + r] = totals[m * RW + r];
+}
+
+/// One row of x and `n` rows of W, one after the other.
+template <class C>
+void dot_stream(const MatmulArgs& a, int row, int n, const float* x, float* products) {
+  f32v lanes[kOutBlock];
+  for (int r = 0; r < n; ++r) tile_lanes<C, 1, 1>(a, row + r, x, 0, lanes + r);
+  sum_each(lanes, n, products);
 }
 
 template <class C, int RW>
@@ -176,11 +209,10 @@ void gemv_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
     if (tiles)
       for (; r + kWeightRows <= stop; r += kWeightRows)
         dot_rows<C, kWeightRows>(a, r, p.x, p.stride, p.products + r - j, kOutBlock);
-    for (; r < stop; ++r)
-      if (a.rows == 1)
-        dot_tile<C, 1, 1>(a, r, p.x, p.stride, p.products + r - j, kOutBlock);
-      else
-        dot_rows<C, 1>(a, r, p.x, p.stride, p.products + r - j, kOutBlock);
+    if (a.rows == 1)
+      dot_stream<C>(a, r, stop - r, p.x, p.products + r - j);
+    else
+      for (; r < stop; ++r) dot_rows<C, 1>(a, r, p.x, p.stride, p.products + r - j, kOutBlock);
     for (int m = 0; m < a.rows; ++m)
       store_outputs(a, p.sums[m], p.products + m * kOutBlock, m, j, stop);
   }

@@ -71,9 +71,11 @@ inline void prepare7(Token7& token, const Wkv7Args& args, int t) {
   token.bonus = sum(bonus);
 }
 
-/// One pass over V vectors of columns: the update for `now`, the look for `next`, or both.
+/// One pass over V vectors of columns: the update for `now`, the look for `next`, or both. An
+/// update alone works on what the look has read; it asks for the same of a state `ahead` floats on.
 template <int V, bool kPartial, bool kUpdate, bool kLook>
-inline void wkv7_columns(float* s, int n, const Token7& now, const Token7& next, int i, int lanes) {
+inline void wkv7_columns(float* s, int n, const Token7& now, const Token7& next, ptrdiff_t ahead,
+                         int i, int lanes) {
   f32v v[V], sa[V], next_sa[V], next_y[V];
   for (int c = 0; c < V; ++c) {
     if (kUpdate) v[c] = load(now.v + i + c * W);
@@ -87,6 +89,7 @@ inline void wkv7_columns(float* s, int n, const Token7& now, const Token7& next,
     const f32v nkk_j = splat(next.nkk[j]), wr_j = splat(next.wr[j]);
     for (int c = 0; c < V; ++c) {
       f32v s_ji = load_columns<kPartial>(s + c * W, lanes);
+      if (!kLook && c * W % 16 == 0) __builtin_prefetch(s + c * W + ahead, 0, 2);
       if (kUpdate) {
         s_ji = s_ji * w_j + v[c] * k_j + sa[c] * b_j;
         store_columns<kPartial>(s + c * W, s_ji, lanes);
@@ -104,11 +107,11 @@ inline void wkv7_columns(float* s, int n, const Token7& now, const Token7& next,
 }
 
 template <bool kUpdate, bool kLook>
-inline void pass7(float* s, int n, const Token7& now, const Token7& next) {
+inline void pass7(float* s, int n, const Token7& now, const Token7& next, ptrdiff_t ahead = 0) {
   // An update and a look keep 2 V registers each; there are 16, with AVX-512 32.
   constexpr int kVectors = W < 16 && kUpdate && kLook ? 2 : 4;
   for_columns<kVectors>(n, [&]<int V, bool kPartial>(int i, int lanes) {
-    wkv7_columns<V, kPartial, kUpdate, kLook>(s, n, now, next, i, lanes);
+    wkv7_columns<V, kPartial, kUpdate, kLook>(s, n, now, next, ahead, i, lanes);
   });
 }
 
@@ -129,7 +132,7 @@ void wkv7(const Wkv7Args& args) {
       prepare7(next, args, t + 1);
       pass7<true, true>(args.state, n, now, next);
     } else {
-      pass7<true, false>(args.state, n, now, next);
+      pass7<true, false>(args.state, n, now, next, args.next_state);
     }
     float* y = row(args.y, t);
     for_vectors(n, [&](int i, int m) {
