@@ -91,11 +91,12 @@ class Model:
             path: A ``.pth`` or ``.safetensors`` file; the suffix may be left out; or the folder of
                 a Hugging Face repository. It is mapped, and on a CPU weights of the chosen dtype
                 are used in place. Nothing in it is executed.
-            device: ``"auto"`` (the CPU for now), ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or the layers
-                over several, ``"cuda *20 -> cuda:1 int8 *8 -> cpu"``. A stage is ``DEVICE [DTYPE]
-                [*LAYERS] [stream]``. The output layer counts as one; a stage without a number takes
-                what is left; ``stream`` leaves matrices in host memory and copies them to the
-                device at every use.
+            device: ``"auto"`` is the first usable GPU, and the CPU where there is none, or the
+                model does not fit or run there (:attr:`device` tells); ``"cpu"``, ``"cuda"``,
+                ``"cuda:1"``; or the layers over several, ``"cuda *20 -> cuda:1 int8 *8 -> cpu"``.
+                A stage is ``DEVICE [DTYPE] [*LAYERS] [stream]``. The output layer counts as one; a
+                stage without a number takes what is left; ``stream`` leaves matrices in host memory
+                and copies them to the device at every use.
             dtype: Of the weights: ``"auto"`` keeps the stored types; ``"fp32"``, ``"fp16"``,
                 ``"bf16"``, ``"int8"``, ``"int4"``, ``"mm8"``. Or a plan by the names of tensors:
                 ``{"default": "int4", "blocks.0.*": "int8"}``, see :data:`wkv.dtypes.DTypePlan`.

@@ -151,3 +151,27 @@ def test_streams_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):  # from the second step on as graphs
         got = streamed.forward(prompt, streamed.new_state(), logits="all")
         assert np.array_equal(got, want)
+
+
+@pytest.mark.skipif(not DEVICES, reason="no usable CUDA device")
+def test_auto_is_the_first_usable_gpu() -> None:
+    assert wkv.Model.synthetic("v7:1x64:100").device == DEVICES[0]
+    # Models that look back run on the CPU alone.
+    assert wkv.Model.synthetic("v1:1x64:100").device == "cpu"
+    with pytest.raises(wkv.ModelFormatError):
+        wkv.Model.load(Path(__file__), device="auto")
+
+
+@pytest.mark.skipif(not ON_SHIM, reason="the shim's memory can be made small")
+def test_auto_is_the_cpu_for_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = "v7:2x256:300"
+    here = wkv.Model.synthetic(spec, device="cpu", stored="fp16")
+    monkeypatch.setenv("WKV_SHIM_MEMORY", str(3 << 20))
+    seen: list[tuple[int, int]] = []
+    model = wkv.Model.synthetic(spec, stored="fp16", progress=lambda *at: seen.append(at))
+    assert model.device == "cpu"
+    assert seen[-1][0] == seen[-1][1]
+    want = here.forward([1, 2, 3], here.new_state())
+    assert np.array_equal(model.forward([1, 2, 3], model.new_state()), want)
+    with pytest.raises(MemoryError):
+        wkv.Model.synthetic(spec, device="cuda", stored="fp16")

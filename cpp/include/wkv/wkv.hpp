@@ -46,9 +46,10 @@ struct HiddenUnits {
 };
 
 struct Options {
-  /// "auto" (the CPU for now), "cpu", "cuda", "cuda:1", or the layers over several:
-  /// "cuda *20 -> cuda:1 int8 *8 -> cpu". A stage is DEVICE [DTYPE] [*LAYERS] [stream]; the output
-  /// layer counts as one; `stream` leaves matrices in host memory and copies them at every use.
+  /// "cpu", "cuda", "cuda:1", or the layers over several: "cuda *20 -> cuda:1 int8 *8 -> cpu". A
+  /// stage is DEVICE [DTYPE] [*LAYERS] [stream]; the output layer counts as one; `stream` leaves
+  /// matrices in host memory and copies them at every use. "auto": the first usable GPU, and the
+  /// CPU where there is none, or the model does not fit or run there; Model::device() tells.
   std::string device = "auto";
   DTypePlan dtype{};  ///< weights; automatic keeps the stored types
   int threads = 0;    ///< CPU, caller included; 0: physical cores this process may use

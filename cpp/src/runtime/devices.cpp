@@ -1,7 +1,10 @@
 #include "runtime/devices.h"
 
 #include <charconv>
+#include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "core/check.h"
 #include "core/thread_pool.h"
@@ -30,8 +33,7 @@ std::shared_ptr<Backend> make_one(const Options& options, const std::string& dev
   const int threads = options.threads;
   WKV_CHECK(threads >= 0 && threads <= kMaxThreads, invalid_argument, "threads is ", threads,
             ", expected 0 (automatic) to ", kMaxThreads);
-  // "auto" is the CPU: nothing yet falls back to it from a device that is too small for the model.
-  if (device == "cpu" || device == "auto")
+  if (device == "cpu")
     return std::make_shared<cpu::CpuBackend>(threads == 0 ? usable_cores() : threads,
                                              cpu::select_isa(), options.skip_zeros,
                                              options.matmul_precision);
@@ -42,10 +44,19 @@ std::shared_ptr<Backend> make_one(const Options& options, const std::string& dev
     const auto [rest, error] = std::from_chars(device.data() + 5, end, index);
     if (error == std::errc() && rest == end && index >= 0) return make_cuda_backend(index);
   }
-  fail(ErrorCode::invalid_argument, "unknown device '", device, "'; use auto, cpu, cuda or cuda:N");
+  fail(ErrorCode::invalid_argument, "unknown device '", device,
+       "'; use auto (alone), cpu, cuda or cuda:N");
 }
 
 }  // namespace
+
+std::vector<std::string> candidates(const std::string& device, bool looks_back) {
+  if (device != "auto") return {device};
+  if (!looks_back)
+    for (const DeviceInfo& cuda : cuda_devices())
+      if (cuda.usable) return {cuda.name, "cpu"};
+  return {"cpu"};
+}
 
 std::shared_ptr<Backend> make_backend(const Options& options, int n_layer) {
   std::vector<Stage> stages = parse_placement(options.device);

@@ -60,20 +60,21 @@ Model Model::load(const std::filesystem::path& path, const Options& options) {
   return load(open_checkpoint(path), options);
 }
 
-Model Model::load(std::shared_ptr<const TensorSource> source, const Options& options) {
-  WKV_CHECK(source != nullptr, invalid_argument, "[load] no source");
-  WKV_CHECK(options.max_rows >= 0, invalid_argument, "[load] max_rows is ", options.max_rows);
-  const Detected sizes = detect(*source);
-  auto impl = std::make_shared<detail::ModelImpl>();
-  impl->info = detail::to_info(sizes);
-  Options place = options;
-  if (sizes.looks_back && options.device == "auto") place.device = "cpu";
-  impl->backend = make_backend(place, sizes.n_layer);
+namespace detail {
+namespace {
+
+std::shared_ptr<ModelImpl> load_on(const std::string& device,
+                                   const std::shared_ptr<const TensorSource>& source,
+                                   const Detected& sizes, Options options) {
+  options.device = device;
+  auto impl = std::make_shared<ModelImpl>();
+  impl->info = to_info(sizes);
+  impl->backend = make_backend(options, sizes.n_layer);
   WKV_CHECK(!sizes.looks_back || impl->backend->looks_back(), unsupported, "[load] RWKV-",
             sizes.version, sizes.head_qk > 0 ? " with a copy head" : "", " does not run on ",
             impl->backend->device(), "; use device=\"cpu\"");
 
-  detail::Poll poll(options.progress, "[load]");
+  Poll poll(options.progress, "[load]");
   std::int64_t total_bytes = 0;
   Checkpoint in(source, *impl->backend, options.dtype, [&](std::int64_t done, std::int64_t total) {
     total_bytes = total;
@@ -85,13 +86,37 @@ Model Model::load(std::shared_ptr<const TensorSource> source, const Options& opt
   impl->weight_types = in.take_types();
   impl->weight_bytes = in.matrix_bytes();
   impl->keep = in.take_keep();
-  impl->schema = detail::make_schema(*impl->arch, sizes.version, *source);
+  impl->schema = make_schema(*impl->arch, sizes.version, *source);
   impl->max_rows = options.max_rows > 0 ? options.max_rows : impl->backend->preferred_rows();
   impl->arena = std::make_unique<Arena>(
       [backend = impl->backend.get()](std::size_t bytes) { return backend->allocate(bytes); },
       impl->backend->host_memory());
   poll.report(total_bytes, total_bytes, true);
-  return Model(std::move(impl));
+  return impl;
+}
+
+/// Whether another device may do what one could not.
+bool is_about_device(const Error& e) {
+  return e.code() == ErrorCode::out_of_memory || e.code() == ErrorCode::unsupported ||
+         e.code() == ErrorCode::device;
+}
+
+}  // namespace
+}  // namespace detail
+
+Model Model::load(std::shared_ptr<const TensorSource> source, const Options& options) {
+  WKV_CHECK(source != nullptr, invalid_argument, "[load] no source");
+  WKV_CHECK(options.max_rows >= 0, invalid_argument, "[load] max_rows is ", options.max_rows);
+  const Detected sizes = detect(*source);
+  const std::vector<std::string> devices = candidates(options.device, sizes.looks_back);
+  for (std::size_t i = 0; i + 1 < devices.size(); ++i) {
+    try {
+      return Model(detail::load_on(devices[i], source, sizes, options));
+    } catch (const Error& e) {
+      if (!detail::is_about_device(e)) throw;
+    }
+  }
+  return Model(detail::load_on(devices.back(), source, sizes, options));
 }
 
 const ModelInfo& Model::info() const noexcept { return impl_->info; }

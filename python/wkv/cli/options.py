@@ -26,7 +26,11 @@ def positive(text: str) -> int:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """The file of a model and how to run it."""
     parser.add_argument("file", metavar="FILE", help="a .pth or .safetensors checkpoint")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto (a GPU if one is usable and large enough), cpu, cuda, cuda:1 (default: auto)",
+    )
     add_dtype(parser)
     parser.add_argument(
         "--matmul-precision",
