@@ -145,10 +145,11 @@ class CudaBackend final : public Backend {
   // cuda_weights.cpp
   /// Device memory, or pinned host memory if matrices are streamed.
   Buffer allocate_weight(std::size_t bytes, MatrixUse use);
-  void upload(void* to, const void* host, std::size_t bytes);
+  /// `mapped`: `host` lies in a mapped file, whose pages are dropped once they have been copied.
+  void upload(void* to, const void* host, std::size_t bytes, bool mapped = false);
   /// Rows of `row_bytes` to rows of `pitch` bytes, the rest zeros.
   void upload_rows(void* to, const void* host, std::size_t rows, std::size_t row_bytes,
-                   std::size_t pitch);
+                   std::size_t pitch, bool mapped = false);
   void upload_converted(void* to, const HostTensor& tensor, std::size_t rows, std::size_t cols,
                         std::size_t pitch_elements, DType dtype);
   unsigned char* ring_slot(int number);

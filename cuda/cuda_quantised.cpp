@@ -27,6 +27,9 @@ float normaliser(const float* v, int n) {
   return std::ldexp(1.0f, -exponent);
 }
 
+/// Codes on the host at a time.
+constexpr std::size_t kPieceBytes = std::size_t{16} << 20;
+
 }  // namespace
 
 ThreadPool& CudaBackend::workers() {
@@ -42,37 +45,53 @@ quantize::Parallel CudaBackend::parallel(std::int64_t in, const std::function<vo
 Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const char* name,
                                     std::vector<std::shared_ptr<const void>>& keep,
                                     const std::function<void()>& poll) {
-  Buffer host;
-  Matrix q;
-  try {
-    q = tensor.dtype == want
-            ? quantize::view(tensor, host)
-            : quantize::quantize(tensor, want, host, parallel(tensor.shape[1], poll));
-  } catch (const Error& e) {
-    fail(e.code(), "'", name, "': ", e.what());
-  }
-
   constexpr std::size_t kAlign = 256;
   const bool int4 = want == DType::int4;
-  const auto out = static_cast<std::size_t>(q.out), in = static_cast<std::size_t>(q.in);
+  const auto out = static_cast<std::size_t>(tensor.shape[0]);
+  const auto in = static_cast<std::size_t>(tensor.shape[1]);
+  const int inputs = static_cast<int>(tensor.shape[1]);
   const Codec codec = int4 ? Codec::u4 : Codec::u8;
-  const auto pitch = static_cast<std::size_t>(packed_row_bytes(codec, q.in));
+  const auto pitch = static_cast<std::size_t>(packed_row_bytes(codec, inputs));
   const std::size_t groups = pitch / 64 * 4;  // int4: scales of an output
-  const auto code_bytes = static_cast<std::size_t>(packed_bytes(codec, q.out, q.in));
+  const auto code_bytes =
+      static_cast<std::size_t>(packed_bytes(codec, static_cast<int>(out), inputs));
   const std::size_t in_bytes = padded_to(in * sizeof(float), kAlign);
   const std::size_t out_bytes = padded_to(out * sizeof(float), kAlign);
   const std::size_t bytes = code_bytes + (int4 ? out * groups * 2 : 2 * (in_bytes + out_bytes));
   auto memory = std::make_shared<Buffer>(allocate_weight(bytes, MatrixUse::linear));
   auto* to = static_cast<unsigned char*>(memory->data());
 
-  const auto* codes = static_cast<const unsigned char*>(q.data);
-  const std::size_t code_row = quantize::row_bytes(want, q.in);
-  upload_made(to, out, pitch, [&](std::size_t row, unsigned char* slot) {
-    if (int4)
-      pack_u4(reinterpret_cast<std::uint32_t*>(slot), codes + row * code_row, q.in);
-    else
-      pack_u8(slot, codes + row * code_row, q.in, want == DType::int8 ? 128 : 0, 128);
-  });
+  const std::size_t code_row = quantize::row_bytes(want, inputs);
+  const auto upload_codes = [&](std::size_t first, std::size_t n, const unsigned char* codes) {
+    upload_made(to + first * pitch, n, pitch, [&](std::size_t row, unsigned char* slot) {
+      if (int4)
+        pack_u4(reinterpret_cast<std::uint32_t*>(slot), codes + row * code_row, inputs);
+      else
+        pack_u8(slot, codes + row * code_row, inputs, want == DType::int8 ? 128 : 0, 128);
+    });
+  };
+  const std::size_t piece = std::max<std::size_t>(kPieceBytes / code_row, 1);
+  Buffer host;
+  Matrix q;
+  try {
+    if (tensor.dtype == want) {
+      q = quantize::view(tensor, host);
+      for (std::size_t row = 0; row < out; row += piece) {
+        const std::size_t n = std::min(piece, out - row);
+        const auto* codes = static_cast<const unsigned char*>(q.data) + row * code_row;
+        upload_codes(row, n, codes);
+        if (tensor.mapped) drop_pages(codes, n * code_row);
+      }
+    } else {
+      const auto sink = [&](int first, int n, const unsigned char* codes) {
+        upload_codes(static_cast<std::size_t>(first), static_cast<std::size_t>(n), codes);
+      };
+      q = quantize::quantize_in_pieces(tensor, want, host, static_cast<int>(piece), sink,
+                                       parallel(tensor.shape[1], poll));
+    }
+  } catch (const Error& e) {
+    fail(e.code(), "'", name, "': ", e.what());
+  }
 
   Matrix m;
   m.data = to;

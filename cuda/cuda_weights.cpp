@@ -30,7 +30,7 @@ Buffer CudaBackend::allocate_weight(std::size_t bytes, MatrixUse use) {
                                            : device_->allocate(bytes);
 }
 
-void CudaBackend::upload(void* to, const void* host, std::size_t bytes) {
+void CudaBackend::upload(void* to, const void* host, std::size_t bytes, bool mapped) {
   const auto* from = static_cast<const unsigned char*>(host);
   auto* target = static_cast<unsigned char*>(to);
   int number = 0;
@@ -38,6 +38,7 @@ void CudaBackend::upload(void* to, const void* host, std::size_t bytes) {
     const std::size_t n = std::min(kRingBytes, bytes - done);
     unsigned char* slot = ring_slot(number);
     std::memcpy(slot, from + done, n);
+    if (mapped) drop_pages(from + done, n);
     device_->copy_in(target + done, slot, n);
     device_->mark(number);
     done += n;
@@ -45,8 +46,8 @@ void CudaBackend::upload(void* to, const void* host, std::size_t bytes) {
 }
 
 void CudaBackend::upload_rows(void* to, const void* host, std::size_t rows, std::size_t row_bytes,
-                              std::size_t pitch) {
-  if (row_bytes == pitch) return upload(to, host, rows * row_bytes);
+                              std::size_t pitch, bool mapped) {
+  if (row_bytes == pitch) return upload(to, host, rows * row_bytes, mapped);
   const auto* from = static_cast<const unsigned char*>(host);
   auto* target = static_cast<unsigned char*>(to);
   const std::size_t per_slot = kRingBytes / pitch;
@@ -60,6 +61,7 @@ void CudaBackend::upload_rows(void* to, const void* host, std::size_t rows, std:
       std::memcpy(slot + i * pitch, from + (row + i) * row_bytes, row_bytes);
       std::memset(slot + i * pitch + row_bytes, 0, pitch - row_bytes);
     }
+    if (mapped) drop_pages(from + row * row_bytes, n * row_bytes);
     device_->copy_in(target + row * pitch, slot, n * pitch);
     device_->mark(number);
     row += n;
@@ -87,6 +89,7 @@ void CudaBackend::upload_converted(void* to, const HostTensor& tensor, std::size
       }
     } else {
       std::memcpy(slot, from + row * row_bytes, n * row_bytes);
+      if (tensor.mapped) drop_pages(from + row * row_bytes, n * row_bytes);
     }
     device_->copy_in(staging_[number].data(), slot, n * row_bytes);
     auto p = zeroed<ConvertParams>();
@@ -219,7 +222,7 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
   flush();
   auto memory = std::make_shared<Buffer>(allocate_weight(rows * pitch * size, use));
   if (m.dtype == tensor.dtype)
-    upload_rows(memory->data(), tensor.data, rows, cols * size, pitch * size);
+    upload_rows(memory->data(), tensor.data, rows, cols * size, pitch * size, tensor.mapped);
   else
     upload_converted(memory->data(), tensor, rows, cols, pitch, m.dtype);
   m.data = memory->data();

@@ -305,6 +305,24 @@ TEST_CASE("quantising a matrix asks between its pieces whether to go on") {
       REQUIRE(row == same);
     }
     CHECK(polls >= 6);  // at least two passes, three pieces each
+
+    std::vector<unsigned char> codes;
+    const auto sink = [&](int first, int n, const unsigned char* at) {
+      const std::size_t bytes = wkv::quantize::row_bytes(want, kIn);
+      CHECK(codes.size() == static_cast<std::size_t>(first) * bytes);
+      CHECK(n <= 700);
+      codes.insert(codes.end(), at, at + static_cast<std::size_t>(n) * bytes);
+    };
+    wkv::Buffer scales;
+    wkv::Matrix c = wkv::quantize::quantize_in_pieces(w, want, scales, 700, sink);
+    CHECK(c.data == nullptr);
+    CHECK(scales.bytes() < whole.bytes() / 2);
+    c.data = codes.data();
+    for (int o = 0; o < kOut; o += 7) {
+      wkv::quantize::decode_row(a, o, row.data());
+      wkv::quantize::decode_row(c, o, same.data());
+      REQUIRE(row == same);
+    }
     const auto stop = wkv::quantize::polled(
         wkv::quantize::serial,
         [&polls] {

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -339,18 +340,43 @@ def test_out_of_memory_leaves_the_device_usable(file_of: FileOf) -> None:
         assert np.isfinite(model.forward([1], model.new_state())).all()
 
 
-def test_a_loaded_file_leaves_memory(tmp_path: Path) -> None:
-    """The device has its copy: the mapping's pages are dropped, tensor by tensor."""
-    spec = Spec("7.0", n_embd=256, head_size=64, n_vocab=2000, dim_ffn=1024)
-    path = write_safetensors(tmp_path / "model.safetensors", random_weights(spec), "fp16")
-    model = wkv.Model.load(path, device="cuda")
+def resident(path: Path) -> int:
+    """Bytes of the file that this process has mapped and in memory."""
     lines = iter(Path("/proc/self/smaps").read_text().splitlines())
-    held = sum(
+    return sum(
         int(next(line for line in lines if line.startswith("Rss:")).split()[1]) * 1024
         for header in lines
         if header.endswith(str(path))
     )
-    assert held < 0.2 * path.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An embedding and a head of 32 MB each, and 3 MB."""
+    spec = Spec("7.0", n_embd=256, head_size=64, n_vocab=65536, dim_ffn=1024)
+    path = tmp_path_factory.mktemp("large") / "model.safetensors"
+    return write_safetensors(path, random_weights(spec), "fp16")
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bf16", "int8", "mm8", "int4"])
+def test_a_loaded_file_leaves_memory(dtype: wkv.DTypeName, large_file: Path) -> None:
+    """The device has its copy: the mapping's pages are dropped, piece by piece."""
+    seen: list[int] = []
+    loaded = threading.Event()
+
+    def watch() -> None:
+        while not loaded.wait(0.002):
+            seen.append(resident(large_file))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        model = wkv.Model.load(large_file, device="cuda", dtype=dtype, threads=2)
+    finally:
+        loaded.set()
+        watcher.join()
+    assert resident(large_file) < 8 << 20
+    assert max(seen) < 24 << 20
     assert np.isfinite(model.forward([1], model.new_state())).all()
 
 

@@ -27,9 +27,11 @@ std::size_t size(int n) { return static_cast<std::size_t>(n); }
 /// Rows of a float matrix as fp32.
 class Rows {
  public:
-  explicit Rows(const HostTensor& w)
+  /// `drop`: pages of a mapped file are dropped behind the reader.
+  Rows(const HostTensor& w, bool drop)
       : data_(static_cast<const unsigned char*>(w.data)),
         dtype_(w.dtype),
+        drop_(drop && w.mapped),
         out(static_cast<int>(w.shape[0])),
         in(static_cast<int>(w.shape[1])) {}
 
@@ -51,9 +53,16 @@ class Rows {
     }
   }
 
+  /// Rows [begin, end) have been read.
+  void leave(int begin, int end) const noexcept {
+    const std::size_t row = size(in) * dtype_size(dtype_);
+    if (drop_) drop_pages(data_ + size(begin) * row, size(end - begin) * row);
+  }
+
  private:
   const unsigned char* data_;
   DType dtype_;
+  bool drop_;
 
  public:
   const int out, in;
@@ -73,6 +82,7 @@ void for_rows(const Rows& w, const Parallel& parallel, Floats& columns, float id
       w.read(o, values.data());
       row(o, values.data(), mine.data());
     }
+    w.leave(begin, end);
     const std::lock_guard lock(mutex);
     for (int i = 0; i < w.in; ++i) columns[size(i)] = merge(columns[size(i)], mine[size(i)]);
   });
@@ -90,17 +100,29 @@ double sum_of_squares(const Floats& v) {
 /// 0 for what has no finite inverse: zero, and weights below 1e-38, which become zero.
 float inverse(float x) { return x >= std::numeric_limits<float>::min() ? 1 / x : 0.0f; }
 
+/// Where a matrix's codes are made: all in the block, or `rows` of them at a time, which `sink`
+/// takes.
+struct Pieces {
+  int rows = 0;
+  CodeSink sink{};
+};
+
 /// A quantised matrix in one block of memory: codes, then vectors, each 64-byte aligned.
 struct Block {
   Matrix matrix;
+  const Pieces& pieces;
   unsigned char* codes;
+  std::size_t code_row;
+  int first = 0;  ///< row of the first codes
   float *in_scale = nullptr, *out_scale = nullptr, *in_offset = nullptr, *out_offset = nullptr;
   std::uint16_t* group_scale = nullptr;
 
   Block(const Rows& w, DType dtype, Buffer& memory,
-        const std::function<Buffer(std::size_t)>& allocate) {
+        const std::function<Buffer(std::size_t)>& allocate, const Pieces& by)
+      : pieces(by), code_row(row_bytes(dtype, w.in)) {
     const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
-    const std::size_t code_bytes = aligned(size(w.out) * row_bytes(dtype, w.in));
+    const int kept = by.sink ? std::min(by.rows, w.out) : w.out;
+    const std::size_t code_bytes = aligned(size(kept) * code_row);
     const std::size_t in_bytes = aligned(size(w.in) * sizeof(float));
     const std::size_t out_bytes = aligned(size(w.out) * sizeof(float));
     const int groups = (w.in + kGroup - 1) / kGroup;
@@ -136,6 +158,23 @@ struct Block {
     matrix.out_offset = out_offset;
     matrix.group_scale = group_scale;
     matrix.bytes = static_cast<std::int64_t>(code_bytes + vectors);
+    if (by.sink) matrix.data = nullptr;
+  }
+
+  unsigned char* codes_of(int o) { return codes + size(o - first) * code_row; }
+
+  /// make(begin, end) writes the codes of these rows.
+  template <class F>
+  void make_codes(const Rows& w, const Parallel& parallel, F make) {
+    if (!pieces.sink) return parallel(w.out, make);
+    for (first = 0; first < w.out; first += std::min(pieces.rows, w.out - first)) {
+      const int n = std::min(pieces.rows, w.out - first);
+      parallel(n, [&](int begin, int end) {
+        make(first + begin, first + end);
+        w.leave(first + begin, first + end);
+      });
+      pieces.sink(first, n, codes);
+    }
   }
 };
 
@@ -193,12 +232,12 @@ void quantize_int8(const Rows& w, Block& block, const Parallel& parallel) {
     block.in_scale[i] = a[size(i)];
     inverse_a[size(i)] = inverse(a[size(i)]);
   }
-  parallel(w.out, [&](int begin, int end) {
+  block.make_codes(w, parallel, [&](int begin, int end) {
     Floats v(size(w.in));
     for (int o = begin; o < end; ++o) {
       w.read(o, v.data());
       const float to_code = 127 * inverse(b[size(o)]);
-      auto* codes = reinterpret_cast<std::int8_t*>(block.codes) + size(o) * size(w.in);
+      auto* codes = reinterpret_cast<std::int8_t*>(block.codes_of(o));
       double along = 0, square = 0;  // the factor that fits the codes best
       for (int i = 0; i < w.in; ++i) {
         const float code = std::nearbyint(v[size(i)] * inverse_a[size(i)] * to_code);
@@ -269,13 +308,13 @@ void quantize_mm8(const Rows& w, Block& block, const Parallel& parallel) {
         for (int i = 0; i < w.in; ++i) columns[i] = larger(columns[i], v[i] / d);
       },
       larger);
-  parallel(w.out, [&](int begin, int end) {
+  block.make_codes(w, parallel, [&](int begin, int end) {
     Floats v(size(w.in));
     for (int o = begin; o < end; ++o) {
       w.read(o, v.data());
       remove_offsets(o, v.data());
       const float d = divisor(rx[size(o)]);
-      unsigned char* codes = block.codes + size(o) * size(w.in);
+      unsigned char* codes = block.codes_of(o);
       for (int i = 0; i < w.in; ++i) {
         const float level = std::floor(v[size(i)] / d / divisor(ry[size(i)]) * 256.0f);
         codes[i] = static_cast<unsigned char>(std::min(255.0f, std::max(0.0f, level)));
@@ -332,11 +371,11 @@ float scale_int4(const float* v) {
 
 void quantize_int4(const Rows& w, Block& block, const Parallel& parallel) {
   const int groups = (w.in + kGroup - 1) / kGroup;
-  parallel(w.out, [&](int begin, int end) {
+  block.make_codes(w, parallel, [&](int begin, int end) {
     Floats v(size(groups * kGroup), 0.0f);
     for (int o = begin; o < end; ++o) {
       w.read(o, v.data());
-      unsigned char* codes = block.codes + size(o) * row_bytes(DType::int4, w.in);
+      unsigned char* codes = block.codes_of(o);
       for (int g = 0; g < groups; ++g) {
         const float* part = v.data() + g * kGroup;
         const std::uint16_t stored = f32_to_f16(scale_int4(part));
@@ -372,6 +411,7 @@ void check_range(const Rows& w, DType want, const Parallel& parallel) {
       if (sum != 0) finite.store(false);
       if (largest > limit) small.store(false);
     }
+    w.leave(begin, end);
   });
   WKV_CHECK(finite.load(), bad_model, "[quantize] a weight of [", w.out, ", ", w.in,
             "] holds infinities or NaN, which have no quantised form; load it as fp16 or bf16");
@@ -400,13 +440,15 @@ Parallel polled(Parallel parallel, std::function<void()> poll, std::int64_t in) 
 
 void serial(int n, const std::function<void(int begin, int end)>& work) { work(0, n); }
 
-Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel,
-                const std::function<Buffer(std::size_t)>& allocate) {
+namespace {
+
+Matrix quantize_by(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel,
+                   const std::function<Buffer(std::size_t)>& allocate, const Pieces& pieces) {
   WKV_CHECK(w.shape.size() == 2 && is_float(w.dtype) && is_quantized(want), internal, "[quantize] ",
             dtype_name(w.dtype), ' ', shape_str(w.shape), " to ", dtype_name(want));
-  const Rows rows(w);
+  const Rows rows(w, static_cast<bool>(pieces.sink));
   check_range(rows, want, parallel);
-  Block block(rows, want, memory, allocate);
+  Block block(rows, want, memory, allocate, pieces);
   if (want == DType::int8)
     quantize_int8(rows, block, parallel);
   else if (want == DType::mm8)
@@ -414,6 +456,18 @@ Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel&
   else
     quantize_int4(rows, block, parallel);
   return block.matrix;
+}
+
+}  // namespace
+
+Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel,
+                const std::function<Buffer(std::size_t)>& allocate) {
+  return quantize_by(w, want, memory, parallel, allocate, {});
+}
+
+Matrix quantize_in_pieces(const HostTensor& w, DType want, Buffer& memory, int rows,
+                          const CodeSink& sink, const Parallel& parallel) {
+  return quantize_by(w, want, memory, parallel, allocate_host, {rows, sink});
 }
 
 Matrix view(const HostTensor& tensor, Buffer& memory) {

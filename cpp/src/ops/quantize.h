@@ -39,6 +39,14 @@ void serial(int n, const std::function<void(int begin, int end)>& work);
 Matrix quantize(const HostTensor& w, DType want, Buffer& memory, const Parallel& parallel = serial,
                 const std::function<Buffer(std::size_t)>& allocate = allocate_host);
 
+/// Takes the codes of rows [first, first + n); they are gone when it returns.
+using CodeSink = std::function<void(int first, int n, const unsigned char* codes)>;
+/// The same with `rows` rows of codes in memory at a time, which go to `sink` in order: the matrix
+/// that is returned has none, only the scales and offsets in `memory`. Pages of a mapped file are
+/// dropped as soon as they have been read.
+Matrix quantize_in_pieces(const HostTensor& w, DType want, Buffer& memory, int rows,
+                          const CodeSink& sink, const Parallel& parallel = serial);
+
 /// A matrix of a quantised type as it came from a file. The codes, and int4's scales, stay where
 /// they lie; the scales and offsets of the other formats are copied into `memory`, aligned. What
 /// `tensor` points to must stay alive as well. Throws Error(bad_model) if a part is missing or has
