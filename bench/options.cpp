@@ -24,7 +24,7 @@ machine in the same run.
   --device NAME        auto, cpu, cuda, cuda:N (default cpu)
   --threads N          CPU threads (default: physical cores)
   --skip-zeros on|off  hidden units that are zero are not read (default: in quantised models)
-  --isa NAME           generic, avx2, avx512, amx (default: the best this processor has)
+  --isa NAME           generic, avx2, avx512, avx512_bf16, amx (default: the best this processor has)
   --runs N             repetitions of each measurement (default 5)
   --tokens N           decode: tokens a run; prefill: tokens of the prompt; batch: tokens a stream
   --rows N,N,...       batch: numbers of streams (default 1,2,4,8,16,32,64)

@@ -166,6 +166,7 @@ double weight_bytes(const Matrix& w) {
 /// The units whose peaks the products of an ISA are compared with.
 std::vector<std::string> units_of(const std::string& isa) {
   if (isa == "avx512") return {"avx512", "avx512 int8"};
+  if (isa == "avx512_bf16") return {"avx512", "avx512 int8", "avx512 bf16"};
   if (isa == "amx") return {"avx512", "avx512 int8", "amx bf16", "amx int8"};
   return {isa};
 }
@@ -176,9 +177,13 @@ std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precisi
   const bool codes = dtype == DType::int8 || dtype == DType::mm8;
   const bool automatic = precision == MatmulPrecision::automatic;
   constexpr int kLeastRows = 16;
-  if (rows < kLeastRows || isa == "generic" || isa == "avx2") return isa == "amx" ? "avx512" : isa;
-  if (isa == "avx512")
-    return codes && !automatic && precision != MatmulPrecision::exact ? "avx512 int8" : isa;
+  if (isa == "generic" || isa == "avx2") return isa;
+  if (rows < kLeastRows) return "avx512";
+  if (isa != "amx") {
+    if (codes) return automatic || precision == MatmulPrecision::exact ? "avx512" : "avx512 int8";
+    const bool pairs = isa == "avx512_bf16" && precision == MatmulPrecision::fast;
+    return pairs ? "avx512 bf16" : "avx512";
+  }
   if (codes) return "amx int8";
   const bool fp32 = automatic || precision == MatmulPrecision::w8a8;
   return dtype == DType::f32 && fp32 ? "avx512" : "amx bf16";

@@ -67,6 +67,17 @@ __attribute__((target("avx512f"))) double fma_avx512() {
   return multiply_adds(acc, _mm512_set1_ps(0.5f));
 }
 
+__attribute__((target("avx512f,avx512bf16"))) double pairs_avx512() {
+  constexpr int kRounds = 20000, kChains = 12;
+  __m512 acc[kChains] = {};
+  const __m512i x = _mm512_setzero_si512();
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) asm volatile("vdpbf16ps %1, %1, %0" : "+v"(acc[j]) : "v"(x));
+  }
+  return 2.0 * 32 * kRounds * kChains;
+}
+
 __attribute__((target("avx512f,avx512vnni"))) double dot_avx512() {
   constexpr int kRounds = 20000, kChains = 12;
   __m512i acc[kChains] = {};
@@ -151,6 +162,7 @@ double read_bandwidth(int threads, double seconds) {
 double arithmetic_peak(std::string_view unit, int threads, double seconds) {
   double (*const work)() = unit == "avx512"        ? fma_avx512
                            : unit == "avx512 int8" ? dot_avx512
+                           : unit == "avx512 bf16" ? pairs_avx512
                            : unit == "avx2"        ? fma_avx2
                            : unit == "amx bf16"    ? tiles_bf16
                            : unit == "amx int8"    ? tiles_int8

@@ -43,7 +43,7 @@ class Isa:
     """One tier of CPU kernels in this build.
 
     Attributes:
-        name: ``"generic"``, ``"avx2"``, ``"avx512"``, ``"amx"``
+        name: ``"generic"``, ``"avx2"``, ``"avx512"``, ``"avx512_bf16"``, ``"amx"``
         runnable: This processor can run it.
         active: A model loaded now would use it (the environment variable ``WKV_ISA`` forces one).
     """

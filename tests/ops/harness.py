@@ -103,7 +103,8 @@ class Target:
 
 EMULATED = "amx-emulated"
 AMX = ("amx", EMULATED)
-AVX512 = ("avx512", "avx512-emulated")
+DOTS = "avx512_bf16"  # dot products of bf16, where "fast" is asked for
+AVX512 = ("avx512", "avx512-emulated", DOTS)
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
 
 
@@ -140,7 +141,8 @@ def rounding(
     if target.device != "cpu":
         bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
         return 2.0 ** -(2 * bits if rows <= 8 else bits) if bits else 0.0
-    if rows < NARROW_ROWS or target.isa not in AMX:
+    dots = target.isa == DOTS and precision == "fast"
+    if rows < NARROW_ROWS or not (target.isa in AMX or dots):
         return 0.0
     if precision in ("auto", "w8a8"):
         if dtype == "fp32":

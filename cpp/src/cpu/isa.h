@@ -23,6 +23,9 @@ const KernelTable& select_isa(const char* name);
 /// How far ahead this processor wants to be asked for a stream of weights of a WeightType.
 StreamAhead stream_ahead(int type) noexcept;
 
+/// MatmulArgs::segment for this processor.
+int segment_inputs() noexcept;
+
 /// What a machine answers when asked for AMX.
 struct AmxProbe {
   unsigned features = 0;           ///< CPUID 7.0 EDX

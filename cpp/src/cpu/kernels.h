@@ -16,6 +16,7 @@ struct KernelTable {
 extern const KernelTable kernels_generic;
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
-extern const NarrowKernels kernels_amx;  ///< with kernels_avx512: isa.cpp puts them together
+/// With kernels_avx512: isa.cpp puts them together.
+extern const NarrowKernels kernels_avx512_bf16, kernels_amx;
 
 }  // namespace wkv::cpu

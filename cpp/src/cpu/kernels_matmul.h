@@ -71,8 +71,12 @@ struct MatmulArgs {
   int rows;
   MatmulEpilogue epilogue;
   StreamAhead ahead;
+  int segment;    ///< inputs whose x, as floats, leaves room in L1: kSegment or more
   int precision;  ///< a PrecisionCode: what `narrow` may do
 };
+
+/// 16 KiB of x as floats, half of a small L1. A multiple of every kernel's step.
+constexpr int kSegment = 4096;
 
 /// Ranges [begin, end) of outputs are multiples of this, or end at `out`. A kernel's order of
 /// summation depends on the offset inside such a block alone, never on where a range begins, which

@@ -1,6 +1,5 @@
-// The tile registers of AMX, eight of 16 rows of 64 bytes, and the rounding to bf16 that every
-// processor with AMX has. tests/ops/emulated_amx.h has the same functions in software. A tile is a
-// template argument.
+// The tile registers of AMX, eight of 16 rows of 64 bytes. tests/ops/emulated_amx.h has the same
+// functions in software. A tile is a template argument.
 //
 // Not <immintrin.h>: GCC 12 declares 8 of the 64 bytes of a configuration as read, and nothing of
 // what a tile is loaded from, and deletes the stores to both.
@@ -59,11 +58,6 @@ inline void tile_dot_bf16() {
 template <int C, int A, int B>
 inline void tile_dot_int8() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
-}
-
-/// Thirty-two numbers as bf16, to nearest, ties to even; denormals become 0.
-inline __m512i to_bf16(f32v first, f32v second) {
-  return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
 }
 
 #endif

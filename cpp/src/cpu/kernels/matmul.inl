@@ -21,11 +21,7 @@ namespace {
 #endif
 
 #if defined(__AVX512VNNI__)
-const GemmKernels* narrow(const MatmulArgs& a) {
-  const bool narrow = a.precision == kPrecisionFast || a.precision == kPrecisionW8A8;
-  return narrow && tiles::takes_codes(a) ? &tiles::kKernels<tiles::Codes<tiles::VnniUnit>>
-                                         : nullptr;
-}
+const GemmKernels* narrow(const MatmulArgs& a) { return tiles::vnni_gemm(a); }
 #else
 const GemmKernels* narrow(const MatmulArgs&) { return nullptr; }
 #endif

@@ -52,9 +52,6 @@ constexpr int kStep = C::kVectors * W;  // inputs
 template <class C>
 constexpr int kStepBytes = kStep<C> * 8 / C::kInputsPerByteX8;
 
-/// Inputs whose x, 16 KiB as floats, stays in L1. A multiple of every step.
-constexpr int kSegment = 4096;
-
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /// Sums over a row of x that offsets and the zero point are multiplied with.

@@ -201,7 +201,7 @@ void gemv_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
   const PreparedX<C> p(a, scratch);
   // An x that does not stay in L1 is read for four rows at once too: with 8192 inputs 96 % of 35
   // GB/s and 80 % of 60, row by row 45 % of those.
-  const bool tiles = a.rows > 1 || a.in > kSegment;
+  const bool tiles = a.rows > 1 || a.in > a.segment;
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     ask_operands(a, j);
