@@ -104,7 +104,8 @@ class Target:
 EMULATED = "amx-emulated"
 AMX = ("amx", EMULATED)
 DOTS = "avx512_bf16"  # dot products of bf16, where "fast" is asked for
-AVX512 = ("avx512", "avx512-emulated", DOTS)
+EMULATED_AVX512 = "avx512-emulated"
+AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
 
 
@@ -118,7 +119,7 @@ def targets() -> list[Target]:
     forced = os.environ.get("WKV_ISA")
     runnable = [name for name, runs in ops.isas() if runs]
     best = "avx512" if "avx512" in runnable else "avx2"
-    wanted = {forced, EMULATED, *AVX512} if forced == best else {forced}
+    wanted = {forced, EMULATED, EMULATED_AVX512} if forced == best else {forced}
     isas = [name for name in runnable if not forced or name in wanted]
     return [Target("cpu", isa) for isa in isas] + [
         Target(name) for name in ops.devices() if name != "cpu"
