@@ -236,8 +236,8 @@ constexpr int kMaxJobs = 16;
 struct LinearJobParams {
   const void* w;
   const float* x;
-  const void*
-      x16;  ///< the rows as the matrix wants them, [rows][padded in], of more than kSplitRows
+  /// The rows as the matrix wants them, [rows][padded in], of more than kSplitRows.
+  const void* x16;
   float* y;
   void* y16;  ///< null: not wanted. y * y16_scale rounded, rows of `out`
   const float *bias, *gate, *add;

@@ -50,6 +50,7 @@ struct Options {
   /// stage is DEVICE [DTYPE] [*LAYERS] [stream]; the output layer counts as one; `stream` leaves
   /// matrices in host memory and copies them at every use. "auto": the first usable GPU, and the
   /// CPU where there is none, or the model does not fit or run there; Model::device() tells.
+  /// `progress` then begins anew.
   std::string device = "auto";
   DTypePlan dtype{};  ///< weights; automatic keeps the stored types
   int threads = 0;    ///< CPU, caller included; 0: physical cores this process may use

@@ -43,7 +43,7 @@ CpuBackend::CpuBackend(int threads, const KernelTable& kernels, SkipZeros skip_z
       skip_zeros_(skip_zeros),
       precision_(precision),
       read_ahead_(threads > 0 ? threads : usable_cores()),
-      pool_(threads > 0 ? threads : usable_cores(),
+      pool_(read_ahead_.threads(),
             {[](void* ahead, int i) noexcept { return static_cast<ReadAhead*>(ahead)->ask(i); },
              &read_ahead_}),
       shares_(pool_.threads()) {}

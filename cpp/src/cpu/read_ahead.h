@@ -21,6 +21,8 @@ class ReadAhead {
 
   explicit ReadAhead(int threads) : slots_(static_cast<std::size_t>(threads)) {}
 
+  int threads() const noexcept { return static_cast<int>(slots_.size()); }
+
   /// The caller starts a group of products, whose name is `group`: an address, never read. Thread
   /// i will begin with the weights range(i). Not while threads compute.
   template <class F>
