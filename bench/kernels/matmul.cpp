@@ -171,22 +171,20 @@ std::vector<std::string> units_of(const std::string& isa) {
   return {isa};
 }
 
-/// What computes a product: see docs/design/0009. A mode of several products for each useful one
+/// What computes a product: see docs/design/0010. A mode of several products for each useful one
 /// reaches as many times less.
 std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precision, int rows) {
   const bool codes = dtype == DType::int8 || dtype == DType::mm8;
-  const bool automatic = precision == MatmulPrecision::automatic;
+  const bool automatic =
+      precision == MatmulPrecision::automatic || precision == MatmulPrecision::w8a8;
   constexpr int kLeastRows = 16;
   if (isa == "generic" || isa == "avx2") return isa;
   if (rows < kLeastRows) return "avx512";
-  if (isa != "amx") {
-    if (codes) return automatic || precision == MatmulPrecision::exact ? "avx512" : "avx512 int8";
-    const bool pairs = isa == "avx512_bf16" && precision == MatmulPrecision::fast;
-    return pairs ? "avx512 bf16" : "avx512";
-  }
-  if (codes) return "amx int8";
-  const bool fp32 = automatic || precision == MatmulPrecision::w8a8;
-  return dtype == DType::f32 && fp32 ? "avx512" : "amx bf16";
+  if (codes) return isa == "amx" ? "amx int8" : "avx512 int8";
+  if (isa == "avx512" || (dtype == DType::f32 && automatic)) return "avx512";
+  if (isa == "amx") return "amx bf16";
+  const bool parts = precision == MatmulPrecision::exact || (dtype == DType::f16 && automatic);
+  return parts ? "avx512" : "avx512 bf16";
 }
 
 void run(const Settings& s) {

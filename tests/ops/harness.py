@@ -103,7 +103,7 @@ class Target:
 
 EMULATED = "amx-emulated"
 AMX = ("amx", EMULATED)
-DOTS = "avx512_bf16"  # dot products of bf16, where "fast" is asked for
+DOTS = "avx512_bf16"  # dot products of bf16, for what is one product of one part
 EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
@@ -142,13 +142,14 @@ def rounding(
     if target.device != "cpu":
         bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
         return 2.0 ** -(2 * bits if rows <= 8 else bits) if bits else 0.0
-    dots = target.isa == DOTS and precision == "fast"
-    if rows < NARROW_ROWS or not (target.isa in AMX or dots):
+    if rows < NARROW_ROWS or target.isa not in (*AMX, DOTS):
         return 0.0
     if precision in ("auto", "w8a8"):
         if dtype == "fp32":
             return 0.0
         precision = "exact" if small or dtype == "fp16" else "fast"
+    if precision == "exact" and target.isa == DOTS:
+        return 0.0
     of_x = 2.0**-17 if precision == "exact" else 2.0**-8
     # Two parts of W and x, and the product of the low ones; or W and x, one after another.
     more = 3 if precision == "exact" else 1.01
@@ -160,8 +161,6 @@ def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> in
     codes = dtype in ("int8", "mm8")
     if not codes or rows < NARROW_ROWS or target.isa not in AVX512 + AMX:
         return 0
-    if target.isa in AVX512:
-        return {"w8a8": 1, "fast": 2}.get(precision, 0)
     automatic = 3 if dtype == "mm8" else 2
     return {"w8a8": 1, "fast": 2, "exact": 3}.get(precision, automatic)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ops.harness import (
     AMX,
     AVX512,
+    DOTS,
     EMULATED,
     F32,
     F64,
@@ -138,9 +139,9 @@ def test_int4(target: Target, precision: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4"])
-@pytest.mark.parametrize("isa", AMX)
+@pytest.mark.parametrize("isa", [*AMX, DOTS])
 def test_auto_is_exact_or_fast(isa: str, dtype: str) -> None:
-    """Small matrices and fp16 are exact, the others fast."""
+    """Small matrices and fp16 are exact, which is fp32 without tiles; the others are fast."""
     if isa not in [t.isa for t in TARGETS]:
         pytest.skip("does not run here")
     rng = np.random.default_rng(10)
@@ -152,15 +153,15 @@ def test_auto_is_exact_or_fast(isa: str, dtype: str) -> None:
         if dtype != "int4":
             w, more = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype), {}
 
-        def run(precision: str) -> F32:
+        same = "exact" if min(out, inner) < 512 or dtype == "fp16" else "fast"
+
+        def run(precision: str, means: str) -> F32:
             y, narrow = load_ops().gemm(isa, precision, x, w, dtype, **more)  # noqa: B023
-            assert narrow
+            assert narrow == (isa in AMX or means == "fast")
             return np.asarray(y)
 
-        small = min(out, inner) < 512
-        same = "exact" if small or dtype == "fp16" else "fast"
-        np.testing.assert_array_equal(run("auto"), run(same))
-        assert (run("exact") != run("fast")).any()
+        np.testing.assert_array_equal(run("auto", same), run(same, same))
+        assert (run("exact", "exact") != run("fast", "fast")).any()
 
 
 @each_target

@@ -43,11 +43,11 @@ WKV_API DType parse_dtype(std::string_view name);
 /// How far the arithmetic of matrix products of many rows (prefill, large batches) may fall below
 /// fp32 where the processor has faster units for it; docs/weights.md has the errors. It is a
 /// permission: where there are no such units the products are in fp32, whatever is asked for.
-/// `automatic`, on AMX: fp32 for fp32 weights, `exact` for fp16, mm8 and small matrices, `fast` for
-/// bf16, int8 and int4; elsewhere fp32.
+/// `automatic`: fp32 for fp32 weights, `exact` for fp16, mm8 and small matrices, `fast` for bf16,
+/// int8 and int4.
 enum class MatmulPrecision : std::uint8_t {
   automatic,
-  exact,  ///< AMX: x and W in two bf16 parts each; 24 bits of x with 8-bit codes
+  exact,  ///< AMX: x and W in two bf16 parts each; AMX, AVX-512: 24 bits of x with 8-bit codes
   fast,  ///< AMX, AVX512-BF16: x and W rounded to bf16; AMX, AVX-512: 16 bits of x with 8-bit codes
   w8a8,  ///< AMX, AVX-512: 8 bits of x with 8-bit codes; otherwise as `automatic`
 };

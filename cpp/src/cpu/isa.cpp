@@ -94,7 +94,8 @@ std::string unless(bool runnable, const char* needs) { return runnable ? "" : ne
 struct Tier {
   const char* isa;
   const KernelTable& (*table)();
-  std::string (*missing)();  ///< what it would need that is not here; empty if it runs
+  std::string (*missing)();    ///< what it would need that is not here; empty if it runs
+  bool (*slower)() = nullptr;  ///< than the one before it on this processor: chosen by name alone
 
   bool runnable() const { return missing().empty(); }
 };
@@ -125,7 +126,9 @@ constexpr Tier kTiers[] = {
        std::string missing = avx512_missing();
        return missing.empty() ? unless(__builtin_cpu_supports("avx512bf16") != 0, "AVX512-BF16")
                               : missing;
-     }},
+     },
+     // Emerald Rapids: 172 GFLOP/s of bf16 in dot products, 351 of fp32 in multiply-adds.
+     [] { return __builtin_cpu_is("intel") != 0; }},
 #if defined(WKV_AMX)
     {"amx", kernels_amx_whole,
      [] {
@@ -151,7 +154,7 @@ const KernelTable& select(std::string_view asked, std::string_view where) {
   const KernelTable* best = nullptr;
   for (const Tier& tier : kTiers) {
     if (asked.empty()) {
-      if (tier.runnable()) best = &tier.table();
+      if (tier.runnable() && (tier.slower == nullptr || !tier.slower())) best = &tier.table();
     } else if (asked == tier.isa) {
       const std::string missing = tier.missing();
       WKV_CHECK(missing.empty(), unsupported, where, '\'', asked,

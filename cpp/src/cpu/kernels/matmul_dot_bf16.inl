@@ -1,6 +1,6 @@
 // Products of many rows with the dot products of AVX512-BF16, which add two products of bf16 to a
-// lane of fp32: twice as many a cycle as fp32's multiply-adds. Only where `fast` is asked for:
-// `exact`, three products, would be slower than fp32.
+// lane of fp32: on AMD twice as many a cycle as fp32's multiply-adds. Only what is one product of
+// one part: `exact`, three of them, would be slower than fp32.
 #pragma once
 
 #include "cpu/kernels/matmul_bf16.inl"
@@ -54,8 +54,9 @@ struct DotUnit {
 
 inline const GemmKernels* dot_gemm(const MatmulArgs& a) {
   if (a.type == kWeightI8 || a.type == kWeightU8) return vnni_gemm(a);
-  const bool fast = a.precision == kPrecisionFast && a.rows >= kMinRows;
-  return fast ? &kKernels<Floats<DotUnit>> : nullptr;
+  const bool wide = a.type == kWeightF32 && a.precision != kPrecisionFast;
+  if (wide || a.rows < kMinRows || parts_of_x(a) > 1) return nullptr;
+  return &kKernels<Floats<DotUnit>>;
 }
 
 }  // namespace tiles

@@ -291,10 +291,8 @@ inline bool takes_codes(const MatmulArgs& a) {
          a.rows >= kMinRows;
 }
 
-/// Without AMX codes are multiplied as bytes only where less than fp32 is asked for.
 inline const GemmKernels* vnni_gemm(const MatmulArgs& a) {
-  const bool narrow = a.precision == kPrecisionFast || a.precision == kPrecisionW8A8;
-  return narrow && takes_codes(a) ? &kKernels<Codes<VnniUnit>> : nullptr;
+  return takes_codes(a) ? &kKernels<Codes<VnniUnit>> : nullptr;
 }
 
 }  // namespace tiles
