@@ -25,7 +25,8 @@ struct DotUnit {
                      (float*)(sums + (t * kRows + r) * kPanelRowBytes), add || s > 0);
   }
 
-  static void eight_rows(const char* x, const char* w, int steps, float* sums, bool add) {
+  __attribute__((noinline)) static void eight_rows(const char* x, const char* w, int steps,
+                                                   float* sums, bool add) {
     f32v acc[8][2];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r)
@@ -33,6 +34,7 @@ struct DotUnit {
       for (int half = 0; half < 2; ++half)
         acc[r][half] = add ? load(sums + r * kPanelCols + half * W) : f32v{};
     for (int step = 0; step < steps; ++step, x += kTileBytes)
+#pragma GCC unroll 16
       for (int i = 0; i < kRowBytes; i += 4, w += kPanelRowBytes) {
         const __m512bh w0 = (__m512bh)_mm512_loadu_si512(w);
         const __m512bh w1 = (__m512bh)_mm512_loadu_si512(w + 64);

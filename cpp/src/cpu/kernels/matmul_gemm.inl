@@ -96,6 +96,7 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
 template <int R>
 void micro_kernel(const float* x, const float* panel, int depth, float* c, bool add) {
   f32v acc[R][2] = {};
+#pragma GCC unroll 8
   for (int k = 0; k < depth; ++k, x += R, panel += kCols) {
     const f32v b0 = load(panel), b1 = load(panel + W);
 #pragma GCC unroll 12

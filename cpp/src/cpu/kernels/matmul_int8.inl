@@ -258,7 +258,10 @@ struct VnniUnit {
                    sums + (t * kRows + r) * kPanelRowBytes, add);
   }
 
-  static void eight_rows(const char* x, const char* w, int steps, char* sums, bool add) {
+  // Emerald Rapids: 79 % of the peak as a loop, 93 % as 16 steps in a row. Inlined, the pointers of
+  // the loops around it take registers.
+  __attribute__((noinline)) static void eight_rows(const char* x, const char* w, int steps,
+                                                   char* sums, bool add) {
     __m512i acc[8][2];
 #pragma GCC unroll 8
     for (int r = 0; r < 8; ++r)
@@ -267,6 +270,7 @@ struct VnniUnit {
         acc[r][half] = add ? _mm512_loadu_si512(sums + r * kPanelRowBytes + half * 64)
                            : _mm512_setzero_si512();
     for (int step = 0; step < steps; ++step, x += kTileBytes)
+#pragma GCC unroll 16
       for (int i = 0; i < kRowBytes; i += 4, w += kPanelRowBytes) {
         const __m512i w0 = _mm512_loadu_si512(w), w1 = _mm512_loadu_si512(w + 64);
 #pragma GCC unroll 8
