@@ -55,6 +55,19 @@ def unpacked(parts: dict[str, Any], columns: int) -> F64:
     return np.asarray(w)
 
 
+def check_int8(w: F64, parts: dict[str, Any]) -> None:
+    """Every code is the nearest one under scales that clip nothing, and the scale of a row is the
+    factor that fits its codes best.
+    """
+    q, a = parts["q"].view(np.int8).astype(np.float64), parts["in_scale"].astype(np.float64)
+    over_a = np.divide(w, a, out=np.zeros_like(w), where=np.abs(w) > 1e-36)
+    largest = np.abs(over_a).max(axis=1, keepdims=True)
+    exact = 127 * np.divide(over_a, largest, out=np.zeros_like(w), where=largest > 0)
+    assert np.abs(q - exact).max() <= 0.5 + 1e-4
+    fit = np.sum(q * a * w, axis=1) / np.maximum(np.sum((q * a) ** 2, axis=1), 1e-300)
+    np.testing.assert_allclose(parts["out_scale"], fit, rtol=1e-4, atol=1e-36)
+
+
 @pytest.mark.parametrize("want", FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(
@@ -77,6 +90,7 @@ def test_any_weights(want: str, spread: str, shape: tuple[int, int], seed: int) 
     # that of half steps of 1/127 of each row's largest weight. Single weights may err by more.
     smallest = {"int8": 2e-38, "mm8": 2e-38, "int4": 5e-7}[want]
     if want == "int8":
+        check_int8(w.astype(np.float64), parts)
         rows = np.linalg.norm(np.abs(w).max(axis=1).astype(np.float64))
         most = 0.5 / 127 * np.sqrt(shape[1]) * rows + smallest * np.sqrt(w.size)
         assert np.linalg.norm(values - w) <= 1.001 * most
