@@ -38,6 +38,17 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 
+/// GCC 12 has no name for it.
+bool is_granite_rapids() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  if (__builtin_cpu_is("intel") == 0 || __get_cpuid(1, &a, &b, &c, &d) == 0) return false;
+  const unsigned family = a >> 8 & 0xf, model = (a >> 12 & 0xf0) | (a >> 4 & 0xf);
+  return family == 6 && (model == 0xad || model == 0xae);
+}
+
 /// AVX-512 but for the products of many rows that `narrow` takes.
 KernelTable with_narrow(const char* isa, const NarrowKernels& narrow) {
   KernelTable t = kernels_avx512;
@@ -213,7 +224,8 @@ StreamAhead stream_ahead(int type) noexcept {
   // Zen 5, two threads, of 80: int8 59 without, 60 with 16 and 1 KiB, 76 with 8 and none; bf16 73
   // without, 76 with 2 KiB into L1 alone. Emerald Rapids, two threads, bf16, of 23.6: 19.7 without,
   // 22.5 with 3 KiB into L1 alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as
-  // well with 8 and 0.75 as with anything. Granite Rapids, bf16, of 33: 31 without, 34 with 2 KiB.
+  // well with 8 and 0.75 as with anything. Granite Rapids, bf16, of 33: 31 without, 34 with 2 KiB;
+  // fp32 3 to 10 % slower with any.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
@@ -227,6 +239,8 @@ StreamAhead stream_ahead(int type) noexcept {
   }
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
+  static const bool none_for_f32 = is_granite_rapids();
+  if (type == kWeightF32 && none_for_f32) return kNone;
   if (__builtin_cpu_supports("avx512f")) return {8192, 3072};
   return type == kWeightF32 ? kNone : StreamAhead{0, 3072};
 #endif
