@@ -150,6 +150,16 @@ inline MicroKernel micro_kernel_of(int block) {
   }
 }
 
+/// What is expanded when inputs up to `k` of outputs [j, j + columns) are done.
+inline PanelAhead next_panels(const MatmulArgs& a, int j, int columns, int end, int k) {
+  if (k >= a.in) {
+    j += columns, k = 0;
+    columns = end - j < kGroup ? end - j : kGroup;
+  }
+  return columns <= 0 ? PanelAhead()
+                      : PanelAhead::of(a, j, columns, k, a.in - k < kDepth ? a.in - k : kDepth);
+}
+
 template <class Order>
 void gemm_typed(const MatmulArgs& a, const float* packed, int begin, int end, float* scratch) {
   const RowPlan p = plan_rows(a.rows);
@@ -169,10 +179,14 @@ void gemm_typed(const MatmulArgs& a, const float* packed, int begin, int end, fl
           Order::expand(a, j + n, columns - n < kCols ? columns - n : kCols, k0, depth,
                         panels + n * kDepth);
         const float* xk = x + (ptrdiff_t)k0 * p.blocks * p.block;
+        PanelAhead ahead = next_panels(a, j, columns, end, k0 + depth);
+        const int ask = ahead.lines() / (p.blocks * (kGroup / kCols)) + 1;
         for (int block = 0; block < p.blocks; ++block)
-          for (int n = 0; n < columns; n += kCols)
+          for (int n = 0; n < columns; n += kCols) {
             micro(xk + (ptrdiff_t)block * p.block * depth, panels + n * kDepth, depth,
                   c + (ptrdiff_t)block * p.block * kGroup + n, k0 > 0);
+            ahead.ask(ask);
+          }
       }
       for (int m = 0; m < rows; ++m)
         store_outputs(a, sums[first + m], c + (ptrdiff_t)m * kGroup, first + m, j, j + columns);

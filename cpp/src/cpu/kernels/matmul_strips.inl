@@ -31,6 +31,41 @@ inline i32v load_dwords(const unsigned char* p) {
   return v;
 }
 
+/// The part of W that the next panels come from, asked for while the present ones are used.
+struct PanelAhead {
+  const char* row = nullptr;
+  ptrdiff_t stride = 0, bytes = 0, offset = 0;
+  int rows = 0;
+
+  static PanelAhead of(const MatmulArgs& a, int j, int columns, int k, int depth) {
+    constexpr int kBits[] = {32, 16, 16, 8, 8, 4};
+    const int bits = kBits[a.type];
+    PanelAhead next;
+    if (a.type == kWeightI4 && !a.input_major) {  // a strip is a row
+      j /= kStrip, columns = (columns + kStrip - 1) / kStrip;
+      next.stride = kStrip * a.row_bytes;
+      next.rows = columns;
+      next.bytes = (ptrdiff_t)depth * kStrip / 2;
+      next.row = (const char*)a.w + j * next.stride + (ptrdiff_t)k * kStrip / 2;
+      return next;
+    }
+    next.stride = a.row_bytes;
+    next.rows = a.input_major ? depth : columns;
+    next.bytes = (ptrdiff_t)(a.input_major ? columns : depth) * bits / 8;
+    next.row = (const char*)a.w + (a.input_major ? k : j) * a.row_bytes +
+               (ptrdiff_t)(a.input_major ? j : k) * bits / 8;
+    return next;
+  }
+  int lines() const { return rows * (int)((bytes + 63) / 64); }
+  void ask(int n) {
+    for (; n > 0 && rows > 0; --n) {
+      __builtin_prefetch(row + offset, 0, 2);
+      offset += 64;
+      if (offset >= bytes) row += stride, offset = 0, --rows;
+    }
+  }
+};
+
 /// Panels of gemm, see matmul_panel.inl.
 struct StripsI4 {
   static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {

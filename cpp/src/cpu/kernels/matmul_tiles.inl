@@ -11,7 +11,7 @@
 
 #include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels/matmul_epilogue.inl"
-#include "cpu/kernels/matmul_panel.inl"
+#include "cpu/kernels/matmul_strips.inl"
 
 namespace wkv::cpu {
 namespace {
@@ -111,33 +111,6 @@ struct Sweep {
   const char* w;
 };
 
-/// The part of W that the next panels come from, asked for while the present ones are used.
-struct Ahead {
-  const char* row = nullptr;
-  ptrdiff_t stride = 0, bytes = 0, offset = 0;
-  int rows = 0;
-
-  static Ahead of(const MatmulArgs& a, int j, int columns, int k, int depth) {
-    constexpr int kBits[] = {32, 16, 16, 8, 8, 4};
-    const int bits = kBits[a.type];
-    Ahead next;
-    next.stride = a.row_bytes;
-    next.rows = a.input_major ? depth : columns;
-    next.bytes = (ptrdiff_t)(a.input_major ? columns : depth) * bits / 8;
-    next.row = (const char*)a.w + (a.input_major ? k : j) * a.row_bytes +
-               (ptrdiff_t)(a.input_major ? j : k) * bits / 8;
-    return next;
-  }
-  int lines() const { return rows * (int)((bytes + 63) / 64); }
-  void ask(int n) {
-    for (; n > 0 && rows > 0; --n) {
-      __builtin_prefetch(row + offset, 0, 2);
-      offset += 64;
-      if (offset >= bytes) row += stride, offset = 0, --rows;
-    }
-  }
-};
-
 /// What a thread needs of its scratch memory.
 struct Plan {
   Layout l;
@@ -200,12 +173,12 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
           Family::expand(a, j, n, here < kPanelCols ? here : kPanelCols, block * kBlockInputs,
                          depth_of(block), steps, panels + n * p.w_parts * kPanelBytes, spare);
         }
-        Ahead ahead;
+        PanelAhead ahead;
         if (block + 1 < blocks) {
-          ahead = Ahead::of(a, j, columns, (block + 1) * kBlockInputs, depth_of(block + 1));
+          ahead = PanelAhead::of(a, j, columns, (block + 1) * kBlockInputs, depth_of(block + 1));
         } else if (j + p.group < end) {
           const int after = end - j - p.group;
-          ahead = Ahead::of(a, j + p.group, after < p.group ? after : p.group, 0, depth_of(0));
+          ahead = PanelAhead::of(a, j + p.group, after < p.group ? after : p.group, 0, depth_of(0));
         }
         const int ask = ahead.lines() / ((sum_tiles + 1) / 2 * n_panels) + 1;
         const char* x = (const char*)packed + l.at(chunk, block, 0);
