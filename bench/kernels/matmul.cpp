@@ -165,6 +165,7 @@ double weight_bytes(const Matrix& w) {
 
 /// The units whose peaks the products of an ISA are compared with.
 std::vector<std::string> units_of(const std::string& isa) {
+  if (isa == "avx2") return {"avx2", "avx2 int16"};
   if (isa == "avx512") return {"avx512", "avx512 int8"};
   if (isa == "avx512_bf16") return {"avx512", "avx512 int8", "avx512 bf16"};
   if (isa == "amx") return {"avx512", "avx512 int8", "amx bf16", "amx int8"};
@@ -178,7 +179,12 @@ std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precisi
   const bool automatic =
       precision == MatmulPrecision::automatic || precision == MatmulPrecision::w8a8;
   constexpr int kLeastRows = 16;
-  if (isa == "generic" || isa == "avx2") return isa;
+  if (isa == "generic") return isa;
+  if (isa == "avx2") {
+    const bool wide = rows < kLeastRows || precision == MatmulPrecision::exact ||
+                      (dtype == DType::mm8 && precision == MatmulPrecision::automatic);
+    return quantize::is_quantized(dtype) && !wide ? "avx2 int16" : isa;
+  }
   if (rows < kLeastRows) return "avx512";
   if (codes) return isa == "amx" ? "amx int8" : "avx512 int8";
   if (isa == "avx512" || (dtype == DType::f32 && automatic)) return "avx512";

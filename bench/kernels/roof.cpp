@@ -62,6 +62,23 @@ __attribute__((target("avx2,fma"))) double fma_avx2() {
   return multiply_adds(acc, _mm256_set1_ps(0.5f));
 }
 
+/// Products of 16 bits, added up by an instruction of their own.
+__attribute__((target("avx2"))) double words_avx2() {
+  constexpr int kRounds = 20000, kChains = 12;
+  __m256i acc[kChains] = {};
+  const __m256i x = _mm256_set1_epi32(1);
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) {
+      __m256i products;
+      asm volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0"
+                   : "+x"(acc[j]), "=&x"(products)
+                   : "x"(x));
+    }
+  }
+  return 2.0 * kRounds * kChains * 16;
+}
+
 __attribute__((target("avx512f"))) double fma_avx512() {
   __m512 acc[12] = {};
   return multiply_adds(acc, _mm512_set1_ps(0.5f));
@@ -164,6 +181,7 @@ double arithmetic_peak(std::string_view unit, int threads, double seconds) {
                            : unit == "avx512 int8" ? dot_avx512
                            : unit == "avx512 bf16" ? pairs_avx512
                            : unit == "avx2"        ? fma_avx2
+                           : unit == "avx2 int16"  ? words_avx2
                            : unit == "amx bf16"    ? tiles_bf16
                            : unit == "amx int8"    ? tiles_int8
                                                    : fma_generic;

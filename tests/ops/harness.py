@@ -106,6 +106,7 @@ AMX = ("amx", EMULATED)
 DOTS = "avx512_bf16"  # dot products of bf16, for what is one product of one part
 EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
+WORDS = ("avx2",)  # products in integers of 16 bits
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
 
 
@@ -157,8 +158,11 @@ def rounding(
 
 
 def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> int:
-    """Bytes of x in a product with codes of 8 bits; 0: fp32."""
+    """Bytes of x in a product with codes of W as they are; 0: fp32, or bf16."""
     codes = dtype in ("int8", "mm8")
+    if target.isa in WORDS:
+        wide = precision == "exact" or (dtype == "mm8" and precision == "auto")
+        return 2 if (codes or dtype == "int4") and rows >= NARROW_ROWS and not wide else 0
     if not codes or rows < NARROW_ROWS or target.isa not in AVX512 + AMX:
         return 0
     automatic = 3 if dtype == "mm8" else 2

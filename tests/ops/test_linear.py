@@ -55,9 +55,17 @@ def product(device: Any, x: F32, w: Any, **options: Any) -> F32:
 
 
 def check(
-    y: F32, x: F32, w: F64, *, outliers: bool = False, error: float = 0.0, normal: float = 0.0
+    y: F32,
+    x: F32,
+    w: F64,
+    *,
+    outliers: bool = False,
+    error: float = 0.0,
+    normal: float = 0.0,
+    more: F64 | None = None,
 ) -> None:
-    """Every output within 4 eps of the sum of its terms' magnitudes, and `error` beyond that.
+    """Every output within 4 eps of the sum of its terms' magnitudes, and `error` beyond that; and
+    within `more` of its own.
 
     Where one term dwarfs the others, each of the K additions after it rounds by up to eps / 2 of
     it; as good as random, that is 1.2 sqrt(K) eps at four deviations. Denormal results are
@@ -72,6 +80,8 @@ def check(
     least = K * 2.0**-149 / EPS
     if error > 0:
         least += K * 2.0**-126 * float(np.abs(x).max()) / error
+    if more is not None:
+        scale = scale + more / tolerance
     assert_close(y, exact, tolerance, scale=scale + least)
 
 

@@ -65,9 +65,12 @@ def check(
     tolerance = EPS * (1.2 * np.sqrt(x.shape[1]) if outliers else 4)
     scale = np.abs(x64) @ terms.T + 1e-30
     dtype, rows = parts["dtype"], x.shape[0]
-    if dtype == "int4":
+    used = digits(target, dtype, rows, precision)
+    if dtype == "int4" and used:
+        scale += code_rounding(x64, used) / tolerance * np.abs(w).sum(axis=1)
+    elif dtype == "int4":
         scale += rounding(target, dtype, rows, precision) / tolerance * (np.abs(x64) @ np.abs(w).T)
-    elif used := digits(target, dtype, rows, precision):
+    elif used:
         signed = dtype == "int8"
         codes = np.abs(parts["q"].astype(np.int8 if signed else int) - (0.0 if signed else 128.0))
         step = code_rounding(x64 * parts["in_scale"], used)

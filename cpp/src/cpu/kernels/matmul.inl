@@ -5,6 +5,8 @@
 #include "cpu/kernels/matmul_sparse.inl"
 #if defined(__AVX512VNNI__)
 #include "cpu/kernels/matmul_int8.inl"
+#elif defined(__AVX2__)
+#include "cpu/kernels/matmul_words.inl"
 #endif
 
 namespace wkv::cpu {
@@ -15,13 +17,15 @@ namespace {
 #if defined(__AVX512F__)
 #define WKV_GEMM_MIN_ROWS {20, 48, 48, 64, 64, 64}
 #elif defined(__AVX2__)
-#define WKV_GEMM_MIN_ROWS {20, 40, 12, 20, 20, 12}
+#define WKV_GEMM_MIN_ROWS {16, 18, 10, 12, 14, 12}
 #else
 #define WKV_GEMM_MIN_ROWS {12, 12, 12, 12, 12, 12}
 #endif
 
 #if defined(__AVX512VNNI__)
 const GemmKernels* narrow(const MatmulArgs& a) { return tiles::vnni_gemm(a); }
+#elif defined(__AVX2__)
+const GemmKernels* narrow(const MatmulArgs& a) { return words_gemm(a); }
 #else
 const GemmKernels* narrow(const MatmulArgs&) { return nullptr; }
 #endif

@@ -78,5 +78,12 @@ inline RowSums row_sums(const MatmulScales& s, const float* x, int in) {
   return {sum(scaled), sum(plain), sum(offset)};
 }
 
+/// The scales and the zero point that are left when 128 is taken off unsigned codes.
+inline MatmulArgs without_middle(const MatmulArgs& a) {
+  MatmulArgs b = a;
+  if (a.type == kWeightU8) b.scales.zero -= 128.0f;
+  return b;
+}
+
 }  // namespace
 }  // namespace wkv::cpu

@@ -46,14 +46,6 @@ struct CodeRow {
   RowSums fp32;
 };
 
-/// The scales and the zero point that are left when 128 is taken off unsigned codes. Signed codes
-/// have 128 added when they are expanded.
-inline MatmulArgs without_middle(const MatmulArgs& a) {
-  MatmulArgs b = a;
-  if (a.type == kWeightU8) b.scales.zero -= 128.0f;
-  return b;
-}
-
 /// The X of sixteen inputs of a row, 0 beyond its end.
 inline __m512i integers(const MatmulArgs& a, const CodeRow& row, const float* x, int k) {
   __m512i v = _mm512_cvtps_epi32((__m512)(input(a, x, k) * row.inverse));
