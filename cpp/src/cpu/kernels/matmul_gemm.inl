@@ -23,20 +23,25 @@ constexpr int kMinBlock = 2;
 constexpr int kGroup = 128;
 constexpr int kMaxRows = 264;  // a multiple of 12 that holds a step of 256
 
-/// How rows are cut: chunks of at most kMaxRows, those into blocks of `block` rows, of which the
-/// last may be partly padding. Blocks are as equal as they can be: 17 rows are 9 + 8, not 12 + 5.
+/// How rows are cut: chunks of at most kMaxRows, those into `large` blocks of `block` rows and
+/// others of one row less, without padding: 32 rows are 6 + 6 + 5 + 5 + 5 + 5. Few rows are one
+/// block that may be partly padding, and the last chunk may be shorter than the others.
 struct RowPlan {
-  int chunks, chunk_rows, block, blocks;
+  int chunks, chunk_rows, block, blocks, large;
+
+  int first(int b) const { return b * block - (b > large ? b - large : 0); }
+  int size(int b) const { return b < large ? block : block - 1; }
+  int rows() const { return first(blocks); }  ///< of a chunk, with padding
 };
 
 inline RowPlan plan_rows(int rows) {
   RowPlan p;
   p.chunks = (rows + kMaxRows - 1) / kMaxRows;
   p.chunk_rows = (rows + p.chunks - 1) / p.chunks;
-  const int least = (p.chunk_rows + kTileRows - 1) / kTileRows;
-  p.block = (p.chunk_rows + least - 1) / least;
-  if (p.block < kMinBlock) p.block = kMinBlock;
-  p.blocks = (p.chunk_rows + p.block - 1) / p.block;
+  p.blocks = (p.chunk_rows + kTileRows - 1) / kTileRows;
+  p.block = (p.chunk_rows + p.blocks - 1) / p.blocks;
+  if (p.block < kMinBlock) p.block = kMinBlock;  // there is one, then: kTileRows is 2 kMinBlock
+  p.large = p.blocks > 1 ? p.blocks - (p.blocks * p.block - p.chunk_rows) : 1;
   return p;
 }
 
@@ -45,7 +50,7 @@ inline int depths(int in) { return (in + kDepth - 1) / kDepth; }
 /// Packed x times in_scale: [chunk][depth][block][kDepth][block rows], the last depth shorter, then
 /// the sums of every row.
 inline size_t packed_floats(const MatmulArgs& a, const RowPlan& p) {
-  return (size_t)p.chunks * (size_t)p.blocks * (size_t)p.block * (size_t)a.in;
+  return (size_t)p.chunks * (size_t)p.rows() * (size_t)a.in;
 }
 
 size_t packed_bytes(const MatmulArgs& a) {
@@ -76,16 +81,17 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
   RowSums* sums = (RowSums*)((float*)packed + packed_floats(a, p));
   for (int unit = begin; unit < end; ++unit) {
     const int chunk = unit / p.blocks, block = unit % p.blocks;
-    const int row = chunk * p.chunk_rows + block * p.block;
+    const int before = p.first(block), size = p.size(block);
+    const int row = chunk * p.chunk_rows + before;
     int stop = (chunk + 1) * p.chunk_rows < a.rows ? (chunk + 1) * p.chunk_rows : a.rows;
-    if (stop > row + p.block) stop = row + p.block;
-    float* base = (float*)packed + (ptrdiff_t)chunk * p.blocks * p.block * a.in;
+    if (stop > row + size) stop = row + size;
+    float* base = (float*)packed + (ptrdiff_t)chunk * p.rows() * a.in;
     const float* x = a.x + row * a.x_stride;
     for (int k0 = 0; k0 < a.in; k0 += kDepth) {
       const int depth = a.in - k0 < kDepth ? a.in - k0 : kDepth;
       pack_block(x + k0, a.x_stride, a.scales.in_scale ? a.scales.in_scale + k0 : nullptr,
-                 stop - row, p.block, depth,
-                 base + (ptrdiff_t)k0 * p.blocks * p.block + (ptrdiff_t)block * p.block * depth);
+                 stop - row, size, depth,
+                 base + (ptrdiff_t)k0 * p.rows() + (ptrdiff_t)before * depth);
     }
     for (int m = row; m < stop; ++m)
       sums[m] = needs_sums(a.scales) ? row_sums(a.scales, a.x + m * a.x_stride, a.in) : RowSums{};
@@ -163,14 +169,14 @@ inline PanelAhead next_panels(const MatmulArgs& a, int j, int columns, int end, 
 template <class Order>
 void gemm_typed(const MatmulArgs& a, const float* packed, int begin, int end, float* scratch) {
   const RowPlan p = plan_rows(a.rows);
-  const MicroKernel micro = micro_kernel_of(p.block);
+  const MicroKernel micro[] = {micro_kernel_of(p.block), micro_kernel_of(p.block - 1)};
   const RowSums* sums = (const RowSums*)(packed + packed_floats(a, p));
   float* panels = scratch;               // [kGroup / kCols][kDepth][kCols]
-  float* c = scratch + kGroup * kDepth;  // [blocks * block][kGroup]
+  float* c = scratch + kGroup * kDepth;  // [rows][kGroup]
   for (int chunk = 0; chunk < p.chunks; ++chunk) {
     const int first = chunk * p.chunk_rows;
     const int rows = a.rows - first < p.chunk_rows ? a.rows - first : p.chunk_rows;
-    const float* x = packed + (ptrdiff_t)chunk * p.blocks * p.block * a.in;
+    const float* x = packed + (ptrdiff_t)chunk * p.rows() * a.in;
     for (int j = begin; j < end; j += kGroup) {
       const int columns = end - j < kGroup ? end - j : kGroup;
       for (int k0 = 0; k0 < a.in; k0 += kDepth) {
@@ -178,13 +184,13 @@ void gemm_typed(const MatmulArgs& a, const float* packed, int begin, int end, fl
         for (int n = 0; n < columns; n += kCols)
           Order::expand(a, j + n, columns - n < kCols ? columns - n : kCols, k0, depth,
                         panels + n * kDepth);
-        const float* xk = x + (ptrdiff_t)k0 * p.blocks * p.block;
+        const float* xk = x + (ptrdiff_t)k0 * p.rows();
         PanelAhead ahead = next_panels(a, j, columns, end, k0 + depth);
         const int ask = ahead.lines() / (p.blocks * (kGroup / kCols)) + 1;
         for (int block = 0; block < p.blocks; ++block)
           for (int n = 0; n < columns; n += kCols) {
-            micro(xk + (ptrdiff_t)block * p.block * depth, panels + n * kDepth, depth,
-                  c + (ptrdiff_t)block * p.block * kGroup + n, k0 > 0);
+            micro[block >= p.large](xk + (ptrdiff_t)p.first(block) * depth, panels + n * kDepth,
+                                    depth, c + (ptrdiff_t)p.first(block) * kGroup + n, k0 > 0);
             ahead.ask(ask);
           }
       }
@@ -196,7 +202,7 @@ void gemm_typed(const MatmulArgs& a, const float* packed, int begin, int end, fl
 
 size_t gemm_scratch(const MatmulArgs& a) {
   const RowPlan p = plan_rows(a.rows);
-  return ((size_t)kGroup * kDepth + (size_t)p.blocks * (size_t)p.block * kGroup) * sizeof(float);
+  return ((size_t)kGroup * kDepth + (size_t)p.rows() * kGroup) * sizeof(float);
 }
 
 using Gemm = void (*)(const MatmulArgs& a, const float* packed, int begin, int end, float* scratch);

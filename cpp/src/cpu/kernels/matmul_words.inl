@@ -46,11 +46,11 @@ struct Layout {
 
   explicit Layout(const MatmulArgs& a)
       : p(plan_rows(a.rows)), in(a.in), depths(cpu::depths(a.in)) {}
-  int rows() const { return p.blocks * p.block; }
+  int rows() const { return p.rows(); }
   ptrdiff_t dwords() const { return (ptrdiff_t)rows() * (padded(in) / 2); }  // of a chunk
   /// Of the first pair of a block of rows.
   ptrdiff_t at(int chunk, int k0, int pairs, int block) const {
-    return chunk * dwords() + (ptrdiff_t)k0 / 2 * rows() + (ptrdiff_t)block * p.block * pairs;
+    return chunk * dwords() + (ptrdiff_t)k0 / 2 * rows() + (ptrdiff_t)p.first(block) * pairs;
   }
   ptrdiff_t scale_at(int chunk, int k0) const {
     return p.chunks * dwords() + ((ptrdiff_t)chunk * depths + k0 / kDepth) * rows();
@@ -104,9 +104,10 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
   const MatmulScales known = without_middle(a).scales;
   for (int unit = begin; unit < end; ++unit) {
     const int chunk = unit / p.blocks, block = unit % p.blocks;
-    const int first = chunk * p.chunk_rows + block * p.block;
+    const int before = p.first(block), size = p.size(block);
+    const int first = chunk * p.chunk_rows + before;
     const int past = (chunk + 1) * p.chunk_rows < a.rows ? (chunk + 1) * p.chunk_rows : a.rows;
-    for (int r = 0; r < p.block; ++r) {
+    for (int r = 0; r < size; ++r) {
       const int m = first + r;
       const float* x = a.x + m * a.x_stride;
       for (int k0 = 0; k0 < a.in; k0 += kDepth) {
@@ -119,8 +120,8 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
           scale = to_words(a, x, k0, depth, ints);
         else
           __builtin_memset(ints, 0, sizeof ints);
-        scales[l.scale_at(chunk, k0) + block * p.block + r] = scale;
-        for (int i = 0; i < pairs; ++i) to[i * p.block] = ints[i];
+        scales[l.scale_at(chunk, k0) + before + r] = scale;
+        for (int i = 0; i < pairs; ++i) to[i * size] = ints[i];
       }
       if (m < past) sums[m] = needs_sums(known) ? row_sums(known, x, a.in) : RowSums{};
     }
@@ -325,14 +326,16 @@ size_t scratch(const MatmulArgs& a) {
 void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void* scratch) {
   const Layout l(a);
   const RowPlan& p = l.p;
-  const MicroKernel micro =
-      a.type == kWeightI4 ? micro_kernel_of<true>(p.block) : micro_kernel_of<false>(p.block);
+  MicroKernel micro[2];
+  for (int i = 0; i < 2; ++i)
+    micro[i] = a.type == kWeightI4 ? micro_kernel_of<true>(p.block - i)
+                                   : micro_kernel_of<false>(p.block - i);
   const int32_t* dwords = (const int32_t*)packed;
   const float* scales = (const float*)packed;
   const RowSums* sums = (const RowSums*)(dwords + l.sums_at());
   const MatmulArgs at_the_end = without_middle(a);
   Panel* panels = (Panel*)scratch;
-  float* c = (float*)(panels + kPanels);  // [blocks * block][kGroup]
+  float* c = (float*)(panels + kPanels);  // [rows][kGroup]
   for (int chunk = 0; chunk < p.chunks; ++chunk) {
     const int first = chunk * p.chunk_rows;
     const int rows = a.rows - first < p.chunk_rows ? a.rows - first : p.chunk_rows;
@@ -347,9 +350,10 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
         const int ask = ahead.lines() / (p.blocks * (int)kPanels) + 1;
         for (int n = 0; n < columns; n += kCols)
           for (int block = 0; block < p.blocks; ++block) {
-            micro(dwords + l.at(chunk, k0, pairs, block),
-                  scales + l.scale_at(chunk, k0) + block * p.block, panels + n / kCols, pairs,
-                  c + (ptrdiff_t)block * p.block * kGroup + n, k0 > 0);
+            const int before = p.first(block);
+            micro[block >= p.large](dwords + l.at(chunk, k0, pairs, block),
+                                    scales + l.scale_at(chunk, k0) + before, panels + n / kCols,
+                                    pairs, c + (ptrdiff_t)before * kGroup + n, k0 > 0);
             ahead.ask(ask);
           }
       }
