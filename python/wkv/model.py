@@ -114,8 +114,9 @@ class Model:
             matmul_precision: What the products of prefill and of large batches (16 rows and more)
                 may do on a CPU that has faster units than those of fp32. ``"exact"`` stays near
                 1e-5; ``"fast"`` rounds activations to bf16 (AMX, AVX512-BF16 of AMD), with 8-bit
-                weights to 16 bits (AMX, AVX-512); ``"w8a8"`` multiplies 8-bit weights with
-                activations of 8 bits, at an error near 1 % of each product. ``"auto"`` is fp32
+                weights to 16 bits (AMX, AVX-512; AVX2, there with int4 too); ``"w8a8"`` multiplies
+                8-bit weights with activations of 8 bits (AMX, AVX-512; on AVX2 as ``"fast"``), at
+                an error near 1 % of each product. ``"auto"`` is fp32
                 for fp32 weights, ``"exact"`` for fp16, mm8 and small matrices, ``"fast"`` for
                 bf16, int8 and int4. What has no faster unit, and decoding of less than 16
                 streams, is in fp32.

@@ -48,8 +48,10 @@ WKV_API DType parse_dtype(std::string_view name);
 enum class MatmulPrecision : std::uint8_t {
   automatic,
   exact,  ///< AMX: x and W in two bf16 parts each; AMX, AVX-512: 24 bits of x with 8-bit codes
-  fast,  ///< AMX, AVX512-BF16: x and W rounded to bf16; AMX, AVX-512: 16 bits of x with 8-bit codes
-  w8a8,  ///< AMX, AVX-512: 8 bits of x with 8-bit codes; otherwise as `automatic`
+  /// AMX, AVX512-BF16: x and W rounded to bf16; AMX, AVX-512: 16 bits of x with 8-bit codes; AVX2:
+  /// 16 bits of x with codes of 8 and 4 bits.
+  fast,
+  w8a8,  ///< AMX, AVX-512: 8 bits of x with 8-bit codes, AVX2: 16; otherwise as `automatic`
 };
 
 /// "auto", "exact", "fast", "w8a8".
