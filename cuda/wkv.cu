@@ -42,21 +42,22 @@ __global__ void __launch_bounds__(kWkv4Threads) wkv4_kernel(const Wkv4Params p) 
 }
 
 /// Blocks per processor that the registers must allow: 512 threads of 128 each. Without a bound
-/// ptxas aims at more blocks and spills.
-template <int kKeysPerLane>
-constexpr int kBlocks = 16 / kKeysPerLane;
+/// ptxas aims at more blocks and spills. Where there are more blocks than those, of one token each,
+/// half as many again hide better that each waits for its state.
+template <int kKeysPerLane, bool kCrowded>
+constexpr int kBlocks = (kCrowded ? 24 : 16) / kKeysPerLane;
 
 /// Tokens of two chunks and their outputs y, in floats.
 template <class L>
 constexpr int kSharedFloats = 2 * kMaxChunk * (L::kToken + L::kKeys);
 
-template <int kVersion, int kKeysPerLane>
-__global__ void __launch_bounds__(kKeysPerLane * 32, kBlocks<kKeysPerLane>)
+template <int kVersion, int kKeysPerLane, bool kCrowded>
+__global__ void __launch_bounds__(kKeysPerLane * 32, (kBlocks<kKeysPerLane, kCrowded>))
     wkv_kernel(const __grid_constant__ WkvParams p) {
   using L = TokenLayout<kVersion, kKeysPerLane>;
   constexpr int kPerLane = L::kPerLane;
   // Weights, gates and the operands of the next chunk wait in registers.
-  constexpr bool kAhead = kKeysPerLane < 16;
+  constexpr bool kAhead = kKeysPerLane < 16 && !kCrowded;
   WKV_SHARED(shared);
   float* tokens = reinterpret_cast<float*>(shared);
   float* outputs = tokens + 2 * kMaxChunk * L::kToken;
@@ -65,7 +66,7 @@ __global__ void __launch_bounds__(kKeysPerLane * 32, kBlocks<kKeysPerLane>)
   const int N = p.head_size;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const int chunk = warps < kMaxChunk ? warps : kMaxChunk;
+  const int chunk = kCrowded ? 1 : warps < kMaxChunk ? warps : kMaxChunk;
   const int part = lane % kParts;
   const int value = warp * kValuesPerWarp + lane / kParts * 2;  // this lane's first value column
   const std::int64_t channel0 = static_cast<std::int64_t>(head) * N;
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kKeysPerLane * 32, kBlocks<kKeysPerLane>)
   // Nothing that still runs writes the batch's arrays, nor this state: its last writer was this
   // layer a step ago.
   const std::int64_t row0 = p.batch.seq_row[seq];
-  const int rows = p.batch.seq_rows[seq];
+  const int rows = kCrowded ? 1 : p.batch.seq_rows[seq];
   float* state = p.batch.state[seq] + p.slot + channel0 * N;
   float s0[kKeysPerLane], s1[kKeysPerLane];
   load_state(state, N, part, value, s0, s1);
@@ -166,9 +167,13 @@ __global__ void __launch_bounds__(kKeysPerLane * 32, kBlocks<kKeysPerLane>)
 template <int kVersion, int kKeysPerLane>
 void launch_wkv(Launch& out, const WkvParams& p) {
   const int warps = (p.head_size + kValuesPerWarp - 1) / kValuesPerWarp;
+  constexpr bool kCrowded = kKeysPerLane < 16;  // the state of larger heads needs the registers
   make_launch(
-      out, wkv_kernel<kVersion, kKeysPerLane>, static_cast<unsigned>(p.heads),
-      static_cast<unsigned>(p.sequences), 1, static_cast<unsigned>(warps) * 32,
+      out,
+      kCrowded && p.crowded != 0 ? wkv_kernel<kVersion, kKeysPerLane, kCrowded>
+                                 : wkv_kernel<kVersion, kKeysPerLane, false>,
+      static_cast<unsigned>(p.heads), static_cast<unsigned>(p.sequences), 1,
+      static_cast<unsigned>(warps) * 32,
       static_cast<unsigned>(kSharedFloats<TokenLayout<kVersion, kKeysPerLane>> * sizeof(float)), p);
 }
 

@@ -230,28 +230,46 @@ void with_keys_per_lane(int head_size, F&& use) {
     use(std::integral_constant<int, 16>{});
 }
 
+/// Whether both columns of a lane can be read at once.
+WKV_DEV bool in_pairs(const float* state, int N) {
+  return N % 2 == 0 && reinterpret_cast<std::uintptr_t>(state) % sizeof(float2) == 0;
+}
 /// The state of this lane's columns between registers and memory.
 template <int kKeysPerLane>
 WKV_DEV void load_state(const float* state, int N, int part, int value, float (&s0)[kKeysPerLane],
                         float (&s1)[kKeysPerLane]) {
+  const bool pairs = in_pairs(state, N);
 #pragma unroll
   for (int i = 0; i < kKeysPerLane; ++i) {
     const int key = key_of(part, i);
-    const bool in = key < N;
-    s0[i] = in && value < N ? state[static_cast<std::int64_t>(key) * N + value] : 0.0f;
-    s1[i] = in && value + 1 < N ? state[static_cast<std::int64_t>(key) * N + value + 1] : 0.0f;
+    const float* from = state + static_cast<std::int64_t>(key) * N + value;
+    float2 both = {0.0f, 0.0f};
+    if (pairs && key < N && value < N) {
+      both = *reinterpret_cast<const float2*>(from);
+    } else if (key < N && value < N) {
+      both.x = from[0];
+      if (value + 1 < N) both.y = from[1];
+    }
+    s0[i] = both.x;
+    s1[i] = both.y;
   }
 }
 template <int kKeysPerLane>
 WKV_DEV void store_state(float* state, int N, int part, int value, const float (&s0)[kKeysPerLane],
                          const float (&s1)[kKeysPerLane]) {
   const int n = forget(N);  // or the addresses of all keys wait in registers since they were read
+  const bool pairs = in_pairs(state, n);
 #pragma unroll
   for (int i = 0; i < kKeysPerLane; ++i) {
     const int key = key_of(part, i);
-    if (key >= n) continue;
-    if (value < n) state[static_cast<std::int64_t>(key) * n + value] = s0[i];
-    if (value + 1 < n) state[static_cast<std::int64_t>(key) * n + value + 1] = s1[i];
+    if (key >= n || value >= n) continue;
+    float* to = state + static_cast<std::int64_t>(key) * n + value;
+    if (pairs) {
+      *reinterpret_cast<float2*>(to) = make_float2(s0[i], s1[i]);
+    } else {
+      to[0] = s0[i];
+      if (value + 1 < n) to[1] = s1[i];
+    }
   }
 }
 

@@ -25,7 +25,10 @@ struct Index {
 };
 
 void block_barrier();
+void cluster_barrier();
 unsigned char* dynamic_shared() noexcept;
+/// Where block `rank` of the cluster has what this one has at `mine`.
+const void* in_cluster(const void* mine, int rank);
 
 /// What the lanes of a warp tell each other in one collective; valid until the lane's next but one.
 struct Payload {
@@ -49,10 +52,14 @@ extern wkv::shim::Index threadIdx, blockIdx, blockDim, gridDim;
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 
 namespace wkv::cuda {
@@ -136,6 +143,8 @@ void copy_async_wait() {
 
 inline void wait_for_previous_kernel() {}
 inline int forget(int v) { return v; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 
 inline float shuffle_xor(float v, int mask) {
   shim::Payload mine;
@@ -143,6 +152,10 @@ inline float shuffle_xor(float v, int mask) {
   return shim::exchange(shim::Collective::shuffle, mine)[shim::lane() ^ mask].value[0];
 }
 inline void add_shared(unsigned long long* to, unsigned long long n) { *to += n; }
+inline void cluster_barrier() { shim::cluster_barrier(); }
+inline float load_cluster(const float* mine, int rank) {
+  return *static_cast<const float*>(shim::in_cluster(mine, rank));
+}
 inline unsigned take_ticket(unsigned* counter) { return (*counter)++; }
 
 }  // namespace wkv::cuda
