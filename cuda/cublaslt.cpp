@@ -2,12 +2,15 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "core/check.h"
 
@@ -32,7 +35,7 @@ struct Heuristic {
 constexpr int kCompute32F = 68, kR32F = 0, kR16F = 2, kR16BF = 14;
 constexpr int kTransA = 3, kOpT = 1;
 constexpr int kMaxWorkspaceBytes = 1;
-constexpr std::size_t kWorkspaceBytes = std::size_t{32} << 20;
+constexpr std::size_t kMostWorkspace = std::size_t{32} << 20;  // of a branch
 constexpr const char* kFileName = "libcublasLt.so.13";
 
 struct Api {
@@ -98,6 +101,7 @@ struct Plan {
   Description description = nullptr;
   Layout w = nullptr, x = nullptr, y = nullptr;
   Algorithm algorithm{};
+  std::size_t workspace_bytes = 0;
   bool usable = false;
 };
 using Shape = std::tuple<int, int, int, std::int64_t, std::int64_t, std::int64_t, bool>;
@@ -107,7 +111,9 @@ using Shape = std::tuple<int, int, int, std::int64_t, std::int64_t, std::int64_t
 struct CublasLt::Impl {
   Api api{};
   Handle handle = nullptr;
-  void* workspace = nullptr;
+  /// Graphs hold the addresses of those that were outgrown.
+  std::vector<void*> workspaces;
+  std::size_t workspace_bytes = 0;  // of a branch, in the last one
   std::map<Shape, Plan> plans;
 
   /// Row-major y = x w^T is, column by column, y^T = w x^T with w transposed.
@@ -125,20 +131,39 @@ struct CublasLt::Impl {
                   api.layout_create(&plan.x, type, in, rows, p.ldx) == 0 &&
                   api.layout_create(&plan.y, kR32F, out, rows, p.ldy) == 0 &&
                   api.preference_create(&preference) == 0 &&
-                  api.preference_set(preference, kMaxWorkspaceBytes, &kWorkspaceBytes,
-                                     sizeof kWorkspaceBytes) == 0 &&
+                  api.preference_set(preference, kMaxWorkspaceBytes, &kMostWorkspace,
+                                     sizeof kMostWorkspace) == 0 &&
                   api.heuristic(handle, plan.description, plan.w, plan.x, plan.y, plan.y,
                                 preference, 1, &best, &found) == 0 &&
                   found > 0 && best.status == 0;
     if (preference != nullptr) api.preference_destroy(preference);
     plan.algorithm = best.algorithm;
+    plan.workspace_bytes = best.workspace_bytes;
     return plan;
+  }
+
+  /// Not while a graph is captured.
+  bool reserve(std::size_t bytes) {
+    if (bytes <= workspace_bytes) return true;
+    const std::size_t larger = std::bit_ceil(std::max(bytes, std::size_t{1} << 20));
+    void* memory = nullptr;
+    if (cudaMalloc(&memory, larger * kBranches) != cudaSuccess) {
+      static_cast<void>(cudaGetLastError());
+      return false;
+    }
+    workspaces.push_back(memory);
+    workspace_bytes = larger;
+    return true;
   }
 
   const Plan& plan(const LibraryProduct& p) {
     const Shape shape{p.in, p.out, p.rows, p.ldw, p.ldx, p.ldy, p.bf16 != 0};
     auto found = plans.find(shape);
-    if (found == plans.end()) found = plans.emplace(shape, make_plan(p)).first;
+    if (found == plans.end()) {
+      found = plans.emplace(shape, make_plan(p)).first;
+      Plan& made = found->second;
+      made.usable = made.usable && reserve(made.workspace_bytes);
+    }
     return found->second;
   }
 
@@ -150,7 +175,7 @@ struct CublasLt::Impl {
       if (plan.description != nullptr) api.description_destroy(plan.description);
     }
     if (handle != nullptr) api.destroy(handle);
-    if (workspace != nullptr) static_cast<void>(cudaFree(workspace));
+    for (void* memory : workspaces) static_cast<void>(cudaFree(memory));
   }
 };
 
@@ -162,21 +187,21 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   if (library == nullptr) return nullptr;
   auto impl = std::make_unique<Impl>();
   if (!fill(impl->api, library) || impl->api.create(&impl->handle) != 0) return nullptr;
-  if (cudaMalloc(&impl->workspace, kWorkspaceBytes) != cudaSuccess) {
-    static_cast<void>(cudaGetLastError());
-    return nullptr;
-  }
   return std::unique_ptr<CublasLt>(new CublasLt(std::move(impl)));
 }
 
 bool CublasLt::accepts(const LibraryProduct& p) { return impl_->plan(p).usable; }
 
-void CublasLt::multiply(const LibraryProduct& p, cudaStream_t stream) {
+void CublasLt::multiply(const LibraryProduct& p, cudaStream_t stream, int branch) {
   const Plan& plan = impl_->plan(p);
   const float alpha = p.scale, beta = p.into != 0 ? 1.0f : 0.0f;
+  void* workspace = nullptr;
+  if (plan.workspace_bytes > 0)
+    workspace = static_cast<char*>(impl_->workspaces.back()) +
+                static_cast<std::size_t>(branch) * impl_->workspace_bytes;
   const int status = impl_->api.matmul(impl_->handle, plan.description, &alpha, p.w, plan.w, p.x16,
                                        plan.x, &beta, p.y, plan.y, p.y, plan.y, &plan.algorithm,
-                                       impl_->workspace, kWorkspaceBytes, stream);
+                                       workspace, plan.workspace_bytes, stream);
   WKV_CHECK(status == 0, device, "[cublasLt] a product [", p.rows, ", ", p.in, "] x [", p.out, ", ",
             p.in, "] failed with status ", status);
 }

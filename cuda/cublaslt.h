@@ -19,8 +19,10 @@ class CublasLt {
   ~CublasLt();
   /// Whether the library has a way to do it; found once for each shape.
   bool accepts(const LibraryProduct& product);
-  /// What was accepted. May be captured.
-  void multiply(const LibraryProduct& product, cudaStream_t stream);
+  /// What was accepted. May be captured. Products that may run at the same time have different
+  /// branches, below kBranches.
+  static constexpr int kBranches = 4;
+  void multiply(const LibraryProduct& product, cudaStream_t stream, int branch);
 
  private:
   struct Impl;

@@ -359,6 +359,7 @@ void CudaBackend::run_wkv(WkvParams& p) {
   for (const Sequence& s : batch_.sequences) longest = std::max(longest, s.rows);
   p.split = std::min(kMostBlocks, device_->processors() / std::max(1, p.heads * p.sequences));
   if (p.split == 3) p.split = 2;
+  p.crowded = longest == 1 && p.heads * p.sequences > 2 * device_->processors() ? 1 : 0;
   const std::lock_guard lock(mutex_);
   const int cols = p.heads * p.head_size;
   const auto beside = round_beside(1, p.rows, cols);

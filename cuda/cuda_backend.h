@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -120,6 +121,10 @@ class CudaBackend final : public Backend {
   /// Places for the rounded forms of `n` tensors like `y`, each `cols` wide; nothing if products
   /// of so many rows, or of fp32 weights, would not read them.
   std::vector<void*> round_beside(std::size_t n, int rows, int cols);
+  /// Memory for them until the next call but one.
+  unsigned char* turn_over(std::size_t bytes);
+  /// Whether the output of a product is probably what the next one reads.
+  static bool goes_on(const LinearJob& job, int rows);
   Rounded rounded(const float* y, std::int64_t ldy, int cols, float scale, void* y16) const {
     return {y, ldy, cols, scale, half_ == Half::bf16, y16};
   }
@@ -131,16 +136,16 @@ class CudaBackend final : public Backend {
     std::int32_t tickets = 0;
     std::int64_t partials = 0;  // floats of workspace
   };
-  void linear_group(std::span<const LinearJob* const> jobs, Codec codec,
-                    std::vector<Rounded>& squares);
+  void linear_group(std::span<const LinearJob* const> jobs, Codec codec);
   void stage(LinearParams& p);
   void run_wkv(WkvParams& p);
   void plan_f32(Group& group);
-  bool streams(const LinearParams& p, Codec codec) const;
   SkinnyShape plan_skinny(Group& group, Codec codec);
   void plan_gemm(Group& group, Codec codec);
   void round_inputs(std::span<const LinearJob* const> jobs, Codec codec, LinearParams& params);
-  bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows);
+  /// False if the library does not do it. `beside`: it needs nothing of the launch before; becomes
+  /// whether that is so of the next one.
+  bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows, bool& beside);
 
   // cuda_weights.cpp
   /// Device memory, or pinned host memory if matrices are streamed.
@@ -180,12 +185,21 @@ class CudaBackend final : public Backend {
   Buffer batch_host_, batch_device_;
   Scratch rounded_, workspace_, staged_;
   std::vector<Rounded> made_, ready_;  // by the op before; of those, what the present one may read
-  Scratch beside_[2];                  // by turns: an op reads one and fills the other
+  std::vector<Rounded> rounding_;      // by the present op
+  unsigned char* rounding_at_ = nullptr;
+  Scratch beside_[2];  // by turns: an op reads one and fills the other
   int turn_ = 0;
   enum class Half { none, f16, bf16 } half_ = Half::none;  // what the last product multiplied
   std::vector<Buffer> retired_;
   Buffer tickets_;
   Buffer ring_[2], staging_[2];
+  /// How products of equal sizes were cut up: planning takes longer than a launch.
+  struct Way {
+    std::int32_t warps = 0, tile_bits = 0, splits = 0;
+    bool clusters = false;
+  };
+  std::map<std::vector<std::int32_t>, Way> ways_;
+  Way find_way(const LinearParams& p, Codec codec) const;
   std::unordered_map<const void*, float> x_scale_;  // by matrix data, where it is not 1
   bool stream_ = false;
   std::unordered_map<const void*, std::size_t> streamed_;  // bytes, by matrix data

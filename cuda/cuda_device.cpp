@@ -1,8 +1,11 @@
 // The CUDA runtime behind device.h.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <mutex>
+#include <span>
 #include <unordered_set>
 
 #include "core/check.h"
@@ -51,6 +54,11 @@ class CudaDevice final : public Device {
     static_cast<void>(cudaSetDevice(index_));
     static_cast<void>(cudaStreamSynchronize(stream_));
     for (cudaEvent_t event : marks_) static_cast<void>(cudaEventDestroy(event));
+    for (Branch& branch : branches_) {
+      if (branch.done != nullptr) static_cast<void>(cudaEventDestroy(branch.done));
+      if (branch.stream != nullptr) static_cast<void>(cudaStreamDestroy(branch.stream));
+    }
+    if (fork_ != nullptr) static_cast<void>(cudaEventDestroy(fork_));
     static_cast<void>(cudaStreamDestroy(stream_));
   }
 
@@ -126,50 +134,29 @@ class CudaDevice final : public Device {
 
   void launch(const LaunchHeader& h, const void* params) override {
     use();
-    if (h.kernel == nullptr) {
-      LibraryProduct product;
-      std::memcpy(&product, params, sizeof product);
-      library_->multiply(product, stream_);
-      return;
-    }
-    if (overlap_ && !overlap_checked_) {
-      // Code compiled for an older architecture does not wait for the kernel before it, even where
-      // the driver compiles its PTX for this device. All kernels are built alike.
-      constexpr int kFirstThatWaits = 90;
-      cudaFuncAttributes attributes{};
-      check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
-      overlap_ = attributes.ptxVersion >= kFirstThatWaits;
-      overlap_checked_ = true;
-    }
-    if (h.shared_bytes > kSurelyFits && large_.insert(h.kernel).second) {
-      cudaFuncAttributes attributes{};
-      check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
-      // Static shared memory counts against the same limit.
-      check(cudaFuncSetAttribute(
-                h.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                static_cast<int>(properties_.sharedMemPerBlockOptin - attributes.sharedSizeBytes)),
-            "shared memory limit");
-    }
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(h.grid[0], h.grid[1], h.grid[2]);
-    config.blockDim = dim3(h.block);
-    config.dynamicSmemBytes = h.shared_bytes;
-    config.stream = stream_;
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = overlap_ ? 1 : 0;
-    void* args[] = {const_cast<void*>(params)};
-    check(cudaLaunchKernelExC(&config, h.kernel, args), "kernel launch");
+    launch_on(0, overlap_, h, params);
   }
 
   std::unique_ptr<Graph> capture(const LaunchList& list) override {
     use();
+    std::vector<LaunchList::Entry> entries;
+    bool beside = false;
+    list.each([&](const LaunchHeader& h, const void* params) {
+      entries.push_back({&h, params});
+      beside = beside || h.beside != 0;
+    });
+    if (beside) make_branches();
     check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "graph capture");
     cudaGraph_t graph = nullptr;
     try {
-      list.each([&](const LaunchHeader& h, const void* params) { launch(h, params); });
+      bool after_join = false;
+      for (std::size_t i = 0; i < entries.size();) {
+        std::size_t end = i + 1;
+        while (end < entries.size() && entries[end].header->beside != 0) ++end;
+        capture_beside({entries.data() + i, end - i}, after_join);
+        after_join = end - i > 1;
+        i = end;
+      }
     } catch (...) {
       static_cast<void>(cudaStreamEndCapture(stream_, &graph));
       if (graph != nullptr) static_cast<void>(cudaGraphDestroy(graph));
@@ -199,10 +186,98 @@ class CudaDevice final : public Device {
   static constexpr std::uint32_t kSurelyFits = 36 * 1024;
   void use() const { check(cudaSetDevice(index_), "cudaSetDevice"); }
 
+  /// Branch 0 is the stream itself. `overlap`: the kernel may start before the one before it ends.
+  void launch_on(int branch, bool overlap, const LaunchHeader& h, const void* params) {
+    if (h.kernel == nullptr) {
+      LibraryProduct product;
+      std::memcpy(&product, params, sizeof product);
+      library_->multiply(product, stream_of(branch), branch);
+      return;
+    }
+    if (overlap_ && !overlap_checked_) {
+      // Code compiled for an older architecture does not wait for the kernel before it, even where
+      // the driver compiles its PTX for this device. All kernels are built alike.
+      constexpr int kFirstThatWaits = 90;
+      cudaFuncAttributes attributes{};
+      check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
+      overlap = overlap_ = attributes.ptxVersion >= kFirstThatWaits;
+      overlap_checked_ = true;
+    }
+    if (h.shared_bytes > kSurelyFits && large_.insert(h.kernel).second) {
+      cudaFuncAttributes attributes{};
+      check(cudaFuncGetAttributes(&attributes, h.kernel), "cudaFuncGetAttributes");
+      // Static shared memory counts against the same limit.
+      check(cudaFuncSetAttribute(
+                h.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                static_cast<int>(properties_.sharedMemPerBlockOptin - attributes.sharedSizeBytes)),
+            "shared memory limit");
+    }
+    cudaLaunchConfig_t config{};
+    config.gridDim = dim3(h.grid[0], h.grid[1], h.grid[2]);
+    config.blockDim = dim3(h.block);
+    config.dynamicSmemBytes = h.shared_bytes;
+    config.stream = stream_of(branch);
+    cudaLaunchAttribute attributes[2] = {};
+    config.attrs = attributes;
+    if (overlap) {
+      cudaLaunchAttribute& early = attributes[config.numAttrs++];
+      early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      early.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (h.cluster > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = h.cluster;
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+    alignas(16) unsigned char whole[Launch::kMaxParams] = {};
+    std::memcpy(whole, params, h.params_bytes);
+    void* args[] = {whole};
+    check(cudaLaunchKernelExC(&config, h.kernel, args), "kernel launch");
+  }
+  cudaStream_t stream_of(int branch) const {
+    return branch == 0 ? stream_ : branches_[branch - 1].stream;
+  }
+
+  void make_branches() {
+    if (fork_ == nullptr)
+      check(cudaEventCreateWithFlags(&fork_, cudaEventDisableTiming), "cudaEventCreate");
+    for (Branch& b : branches_) {
+      if (b.stream == nullptr)
+        check(cudaStreamCreateWithFlags(&b.stream, cudaStreamNonBlocking), "cudaStreamCreate");
+      if (b.done == nullptr)
+        check(cudaEventCreateWithFlags(&b.done, cudaEventDisableTiming), "cudaEventCreate");
+    }
+  }
+
+  /// Launches that need nothing of each other, each on a branch of its own. What follows waits for
+  /// all of them.
+  void capture_beside(std::span<const LaunchList::Entry> launches, bool after_join) {
+    if (launches.size() == 1)
+      return launch_on(0, overlap_ && !after_join, *launches[0].header, launches[0].params);
+    check(cudaEventRecord(fork_, stream_), "cudaEventRecord");
+    for (std::size_t i = 0; i < launches.size(); ++i) {
+      const int branch = static_cast<int>(i % (std::size(branches_) + 1));
+      if (branch > 0 && i <= std::size(branches_))
+        check(cudaStreamWaitEvent(stream_of(branch), fork_, 0), "cudaStreamWaitEvent");
+      launch_on(branch, false, *launches[i].header, launches[i].params);
+    }
+    for (std::size_t i = 1; i < std::min(launches.size(), std::size(branches_) + 1); ++i) {
+      check(cudaEventRecord(branches_[i - 1].done, branches_[i - 1].stream), "cudaEventRecord");
+      check(cudaStreamWaitEvent(stream_, branches_[i - 1].done, 0), "cudaStreamWaitEvent");
+    }
+  }
+
   int index_;
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
   cudaEvent_t marks_[2] = {};
+  struct Branch {
+    cudaStream_t stream = nullptr;
+    cudaEvent_t done = nullptr;
+  };
+  Branch branches_[CublasLt::kBranches - 1];  // of captured graphs, made when first needed
+  cudaEvent_t fork_ = nullptr;
   bool overlap_ = false, overlap_checked_ = false;
   std::unordered_set<const void*> large_;  // kernels whose limit of shared memory was raised
   std::unique_ptr<CublasLt> library_;

@@ -11,10 +11,10 @@
 namespace wkv::cuda {
 namespace {
 
-constexpr int kRoundTo = 128;                     // columns of rounded activations
 constexpr int kSkinnyShared = 220 * 1024;         // of the blocks of a processor
 constexpr int kSkinnyStatic = 1024;               // more than its kernels' static part
-constexpr int kLeastInputs = 1024;                // of a product that streams beyond 8 rows
+constexpr int kClusters = 90;                     // the first architecture that has them
+constexpr int kLargestCluster = 8;                // that every one of them can run
 constexpr std::size_t kMaxWorkspace = 256 << 20;  // partial sums, bytes
 constexpr int kMaxTickets = 65536;
 
@@ -42,22 +42,61 @@ int row_bytes_of(const Matrix& w, Codec codec) {
   return codec == Codec::f32 ? w.in * 4 : packed_row_bytes(codec, w.in);
 }
 
+std::size_t rounded_bytes(int rows, int cols) {
+  return static_cast<std::size_t>(rows) * static_cast<std::size_t>(padded_cols(cols)) * 2;
+}
+
 /// Parts of `units` of at most ceil(units / splits) each, without an empty one.
 int useful_splits(int units, int splits) {
   splits = std::clamp(splits, 1, units);
   return ceil_div(units, ceil_div(units, splits));
 }
 
+/// A way to cut a group of products up for skinny(): blocks of `warps` warps for `outputs` outputs,
+/// `splits` of which share the inputs; `loads` of 16 bytes a lane are the most of a split.
+struct Cut {
+  int warps, outputs, splits, blocks, loads;
+  bool clusters;
+};
+/// Microseconds it takes, roughly: fitted to 1,400 measured ways on an H200, of which the one that
+/// this picks is 5 % slower than the best in the mean. What counts there is the time in which a
+/// block begins and ends, fetches its activations, multiplies, and adds up.
+double skinny_us(int rows, Codec codec, int cores, const Cut& cut) {
+  const int resident = 16 / cut.warps, tiles = cut.outputs / kSkinnyOutputs;
+  const int parts = std::max(1, cut.warps / tiles),
+            streams = std::max(1, tiles * parts / cut.warps);
+  const int products = rows <= 4 ? 1 : rows <= 16 ? 2 : ceil_div(rows, 8);
+  const double steps = load_inputs(codec) / 32.0;
+  const double weights = 64.0 * cut.outputs * cut.loads * std::min(cut.blocks, resident * cores);
+  const double inputs = (rows <= kSplitRows ? 4.0 : 2.0) * rows * cut.loads * load_inputs(codec);
+  const double of_block = 3.3 + weights / 5.3e6 + inputs * resident / 38e3 +
+                          2e-4 * rows * cut.outputs * (parts + 3) * resident +
+                          0.0735 * streams * ceil_div(cut.loads, parts) * steps * products;
+  const double adding = cut.splits == 1 ? 0.0 : 0.78 * cut.splits + (cut.clusters ? 0.0 : 3.0);
+  return ceil_div(cut.blocks, resident * cores) * of_block + adding;
+}
+
 }  // namespace
 
-std::vector<void*> CudaBackend::round_beside(std::size_t n, int rows, int cols) {
-  if (rows <= kSplitRows || half_ == Half::none || cols % kRoundTo != 0) return {};
+unsigned char* CudaBackend::turn_over(std::size_t bytes) {
   turn_ ^= 1;
-  const std::size_t bytes = static_cast<std::size_t>(rows) * static_cast<std::size_t>(cols) * 2;
-  auto* at = static_cast<unsigned char*>(grow(beside_[turn_], n * bytes));
+  return static_cast<unsigned char*>(grow(beside_[turn_], bytes));
+}
+
+std::vector<void*> CudaBackend::round_beside(std::size_t n, int rows, int cols) {
+  if (rows <= kSplitRows || half_ == Half::none || padded_cols(cols) != cols) return {};
+  const std::size_t bytes = rounded_bytes(rows, cols);
+  unsigned char* at = turn_over(n * bytes);
   std::vector<void*> places(n);
   for (void*& place : places) place = std::exchange(at, at + bytes);
   return places;
+}
+
+/// The hidden units of a channel mix, and low-rank factors.
+bool CudaBackend::goes_on(const LinearJob& job, int rows) {
+  constexpr int kLargestRank = 512;
+  return rows > kSplitRows && !job.epilogue.into && job.w->dtype != DType::f32 &&
+         (job.epilogue.act == Act::relu_squared || job.w->out <= kLargestRank);
 }
 
 void* CudaBackend::find_rounded(const LinearJobParams& q, Codec codec) const {
@@ -71,7 +110,11 @@ void* CudaBackend::find_rounded(const LinearJobParams& q, Codec codec) const {
 void CudaBackend::linear(std::span<const LinearJob> jobs) {
   const std::lock_guard lock(mutex_);
   ready_ = std::exchange(made_, {});
-  std::vector<Rounded> squares;
+  rounding_.clear();
+  std::size_t bytes = 0;
+  for (const LinearJob& job : jobs)
+    if (goes_on(job, job.x.rows)) bytes += rounded_bytes(job.x.rows, job.w->out);
+  if (bytes > 0) rounding_at_ = turn_over(bytes);
   std::array<const LinearJob*, kMaxJobs> group{};
   for (const Codec codec : {Codec::f32, Codec::f16, Codec::bf16, Codec::u8, Codec::u4}) {
     std::size_t n = 0;
@@ -79,21 +122,21 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
       if (codec_of(*job.w) != codec) continue;
       group[n++] = &job;
       if (n == kMaxJobs) {
-        linear_group({group.data(), n}, codec, squares);
+        linear_group({group.data(), n}, codec);
         n = 0;
       }
     }
-    if (n > 0) linear_group({group.data(), n}, codec, squares);
+    if (n > 0) linear_group({group.data(), n}, codec);
   }
   ready_.clear();
-  made_ = std::move(squares);
+  made_ = rounding_;
 }
 
-void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec codec,
-                               std::vector<Rounded>& squares) {
+void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec codec) {
   Group group;
-  std::memset(static_cast<void*>(&group.params), 0, sizeof group.params);
   LinearParams& p = group.params;
+  std::memset(static_cast<void*>(&p), 0,
+              offsetof(LinearParams, job) + jobs.size() * sizeof(LinearJobParams));
   p.jobs = static_cast<std::int32_t>(jobs.size());
   p.rows = jobs[0]->x.rows;
   if (codec != Codec::f32) half_ = codec == Codec::bf16 ? Half::bf16 : Half::f16;
@@ -125,34 +168,32 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     }
     q.zero = -job.w->zero;
     q.splits = 1;
-    q.tiles = 1;
     const auto scale = x_scale_.find(q.w);
     q.x_scale = scale == x_scale_.end() ? 1.0f : scale->second;
     q.act = static_cast<std::int32_t>(e.act);
     q.into = e.into ? 1 : 0;
-    if (e.act != Act::relu_squared || e.into || !squares.empty() || codec == Codec::f32) continue;
-    for (void* y16 : round_beside(1, p.rows, q.out)) {
-      q.y16 = y16;
-      q.bf16 = codec == Codec::bf16 ? 1 : 0;
-      q.y16_scale = q.bf16 != 0 ? 1.0f : kSquareScale;
-      squares.push_back(rounded(q.y, q.ldy, q.out, q.y16_scale, y16));
-    }
+    if (!goes_on(job, p.rows)) continue;
+    q.y16 = std::exchange(rounding_at_, rounding_at_ + rounded_bytes(p.rows, q.out));
+    q.bf16 = codec == Codec::bf16 ? 1 : 0;
+    q.y16_scale = q.bf16 != 0 || e.act != Act::relu_squared ? 1.0f : kSquareScale;
+    rounding_.push_back(rounded(q.y, q.ldy, q.out, q.y16_scale, q.y16));
   }
   stage(p);
   if (codec == Codec::f32) {
     plan_f32(group);
     linear_f32(launch_, p, group.blocks);
   } else {
+    bool beside = false;
     if (p.rows > kSplitRows) {
       round_inputs(jobs, codec, p);
       int left = 0;
       for (int j = 0; j < p.jobs; ++j)
-        if (!multiply_by_library(p.job[j], codec, p.rows)) p.job[left++] = p.job[j];
+        if (!multiply_by_library(p.job[j], codec, p.rows, beside)) p.job[left++] = p.job[j];
       p.jobs = left;
       if (left == 0) return;
     }
-    const bool stream = streams(p, codec);
-    const SkinnyShape shape = stream ? plan_skinny(group, codec) : SkinnyShape{};
+    const SkinnyShape shape = p.rows <= kSkinnyRows ? plan_skinny(group, codec) : SkinnyShape{};
+    const bool stream = shape.warps > 0;
     if (!stream) plan_gemm(group, codec);
     p.workspace = static_cast<float*>(
         grow(workspace_, static_cast<std::size_t>(group.partials) * sizeof(float)));
@@ -161,6 +202,7 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
       skinny(launch_, codec, p, shape);
     else
       gemm(launch_, codec, p, group.blocks, device_->shared_bytes());
+    launch_.header.beside = beside ? 1 : 0;
   }
   push();
 }
@@ -207,66 +249,68 @@ void CudaBackend::plan_f32(Group& group) {
   }
 }
 
-/// Which kernel: up to 8 rows always the streaming one. Beyond, it pays where a tile for each
-/// processor is all there is and its block can hold the inputs; else the ring, whose blocks share
-/// the inputs of 64 outputs. (Of 32 rows on an H200: 2048 x 2048 13 us against 16, 2048 x 8192 44
-/// against 31.)
-bool CudaBackend::streams(const LinearParams& p, Codec codec) const {
-  if (p.rows <= kSplitRows) return true;
-  if (p.rows > skinny_rows(codec)) return false;
-  constexpr int kWarps = 16;
-  const int inputs = skinny_inputs(
-      p.rows, std::min(kSkinnyShared, device_->shared_bytes()) - kSkinnyStatic, kWarps);
-  int tiles = 0;
-  for (int j = 0; j < p.jobs; ++j) {
-    tiles += ceil_div(p.job[j].out, kSkinnyOutputs);
-    if (p.job[j].in > inputs || p.job[j].in < kLeastInputs) return false;
+/// Of all ways that fit the one that should take the least time.
+CudaBackend::Way CudaBackend::find_way(const LinearParams& p, Codec codec) const {
+  const int unit = load_inputs(codec), cores = device_->processors();
+  const int memory = std::min(kSkinnyShared, device_->shared_bytes());
+  Way best;
+  double least = 1e30;
+  for (const int warps : {16, 8}) {
+    if (warps == 8 && p.rows > 16) continue;
+    const int resident = 16 / warps, shared = memory / resident - kSkinnyStatic;
+    for (int tile_bits = 0; tile_bits <= 5; ++tile_bits) {
+      for (const int splits : {1, 2, 4, 8, 16, 32, 64}) {
+        const bool clusters =
+            device_->capability() >= kClusters && splits > 1 && splits <= kLargestCluster;
+        const int outputs = kSkinnyOutputs << tile_bits, parts = std::max(1, warps >> tile_bits);
+        int blocks = 0, loads = 0;
+        for (int j = 0; j < p.jobs; ++j) {
+          const LinearJobParams& q = p.job[j];
+          blocks += ceil_div(q.out, outputs) * splits;
+          loads = std::max(loads, ceil_div(ceil_div(q.in, unit), splits));
+        }
+        if (static_cast<int>(skinny_shared_bytes(p.rows, loads * unit, parts << tile_bits,
+                                                 clusters ? outputs : 0)) > shared)
+          continue;
+        const double us =
+            skinny_us(p.rows, codec, cores, {warps, outputs, splits, blocks, loads, clusters});
+        if (us < least) best = {warps, tile_bits, splits, clusters}, least = us;
+      }
+    }
   }
-  return tiles <= device_->processors();
+  return best;
 }
 
 SkinnyShape CudaBackend::plan_skinny(Group& group, Codec codec) {
   LinearParams& p = group.params;
-  constexpr int kMostTiles = 4;   // of a block
-  constexpr int kLoadsAhead = 8;  // pairs of loads that a warp has in flight
-  const int unit = load_inputs(codec);
-  const int cores = device_->processors();
-  int tiles = 0, units = 0;
-  for (int j = 0; j < p.jobs; ++j) {
-    tiles += ceil_div(p.job[j].out, kSkinnyOutputs);
-    units = std::max(units, ceil_div(p.job[j].in, unit));
-  }
-  // Two blocks of 8 warps fill a processor's registers, and one of 16 where the inputs of more rows
-  // fill its memory. With less than a tile for each processor the 16 share its inputs, if those are
-  // more than 8 warps fetch at once.
-  const bool few = tiles <= cores && units > 8 * kLoadsAhead;
-  SkinnyShape shape{p.rows > 16 || few ? 16 : 8, 0, 0};
-  const int resident = 16 / shape.warps;
-  const int shared = std::min(kSkinnyShared, device_->shared_bytes()) / resident - kSkinnyStatic;
-  const int tile_sums = static_cast<int>(skinny_shared_bytes(p.rows, 0, 8));
-  const int per_block = std::clamp(
-      std::min(ceil_div(tiles, resident * cores), shared / 2 / tile_sums), 1, kMostTiles);
-  const int inputs = skinny_inputs(p.rows, shared, std::max(8 * per_block, shape.warps));
+  std::vector<std::int32_t> sizes = {static_cast<std::int32_t>(codec), p.rows};
+  for (int j = 0; j < p.jobs; ++j) sizes.insert(sizes.end(), {p.job[j].in, p.job[j].out});
+  auto found = ways_.find(sizes);
+  if (found == ways_.end()) found = ways_.emplace(std::move(sizes), find_way(p, codec)).first;
+  const Way& way = found->second;
+  SkinnyShape shape{way.warps, 0, 0};
+  if (way.warps == 0) return shape;
+  p.clusters = way.clusters ? way.splits : 0;
   for (int j = 0; j < p.jobs; ++j) {
     LinearJobParams& q = p.job[j];
-    units = ceil_div(q.in, unit);
-    q.splits = useful_splits(units, ceil_div(units, std::max(1, inputs / unit)));
-    const int per_split = ceil_div(units, q.splits);
-    // As many warps for a tile as have two loads each; the others take other tiles.
-    q.parts = per_block == 1 ? shape.warps : 8;
-    while (q.parts > 1 && per_split < 2 * q.parts) q.parts /= 2;
-    q.tiles = std::max(per_block, shape.warps / q.parts);
-    const int groups = ceil_div(ceil_div(q.out, kSkinnyOutputs), q.tiles);
+    const int units = ceil_div(q.in, load_inputs(codec));
+    q.tile_bits = way.tile_bits;
+    q.splits = way.clusters ? way.splits : useful_splits(units, way.splits);
+    q.parts = std::max(1, way.warps >> way.tile_bits);
+    const int groups = ceil_div(ceil_div(q.out, kSkinnyOutputs), 1 << q.tile_bits);
     group.blocks += groups * q.splits;
     q.last_block = group.blocks;
-    if (q.splits > 1) {
+    if (q.splits > 1 && !way.clusters) {
       q.first_ticket = group.tickets;
       group.tickets += groups;
       q.partial = group.partials;
       group.partials += std::int64_t{q.splits} * q.out * p.rows;
     }
-    shape.shared_bytes = std::max(shape.shared_bytes,
-                                  skinny_shared_bytes(p.rows, per_split * unit, q.tiles * q.parts));
+    shape.shared_bytes =
+        std::max(shape.shared_bytes,
+                 skinny_shared_bytes(p.rows, ceil_div(units, q.splits) * load_inputs(codec),
+                                     q.parts << q.tile_bits,
+                                     way.clusters ? kSkinnyOutputs << q.tile_bits : 0));
   }
   shape.blocks = group.blocks;
   WKV_CHECK(group.tickets <= kMaxTickets, internal, "[linear] ", group.tickets, " shared tiles");
@@ -320,7 +364,7 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
     job.in_offset = q.in_offset;
     job.ldx = q.ldx;
     job.cols = q.in;
-    job.padded = ceil_div(q.in, kRoundTo) * kRoundTo;
+    job.padded = padded_cols(q.in);
     job.scale = q.x_scale;
     job.bf16 = codec == Codec::bf16 ? 1 : 0;
     int found = 0;
@@ -367,13 +411,15 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
   }
 }
 
-bool CudaBackend::multiply_by_library(const LinearJobParams& job, Codec codec, int rows) {
+bool CudaBackend::multiply_by_library(const LinearJobParams& job, Codec codec, int rows,
+                                      bool& beside) {
   // Multiplications; smaller products share a launch. (RWKV-7 1.5B on an H200, 32 streams: 9.6k
   // tokens a second, with our own kernels up to 127 rows 7.6k.)
   constexpr std::int64_t kWorthwhile = 1 << 26;
-  const bool more =
-      job.bias != nullptr || job.gate != nullptr || job.add != nullptr || job.act != 0;
+  const bool more = job.bias != nullptr || job.gate != nullptr || job.add != nullptr ||
+                    job.act != 0 || job.y16 != nullptr;
   if ((codec != Codec::f16 && codec != Codec::bf16) || (job.into != 0 && more) ||
+      (job.y16 != nullptr && padded_cols(job.out) != job.out) ||
       std::int64_t{job.in} * job.out * rows < kWorthwhile)
     return false;
   auto product = zeroed<LibraryProduct>();
@@ -381,7 +427,7 @@ bool CudaBackend::multiply_by_library(const LinearJobParams& job, Codec codec, i
   product.x16 = job.x16;
   product.y = job.y;
   product.ldw = job.row_bytes / 2;
-  product.ldx = ceil_div(job.in, kRoundTo) * kRoundTo;
+  product.ldx = padded_cols(job.in);
   product.ldy = job.ldy;
   product.in = job.in;
   product.out = job.out;
@@ -392,6 +438,8 @@ bool CudaBackend::multiply_by_library(const LinearJobParams& job, Codec codec, i
   if (!device_->accepts(product)) return false;
   launch_.header = {};
   launch_.header.params_bytes = sizeof product;
+  launch_.header.beside = beside ? 1 : 0;
+  beside = !more && job.into == 0;
   std::memcpy(launch_.params.data(), &product, sizeof product);
   push();
   if (more) {

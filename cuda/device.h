@@ -21,14 +21,17 @@ class LaunchList {
   bool operator==(const LaunchList& other) const noexcept { return bytes_ == other.bytes_; }
   std::uint64_t hash() const noexcept;
 
-  /// visit(const LaunchHeader&, const void* params)
+  struct Entry {
+    const LaunchHeader* header;
+    const void* params;
+  };
+  /// visit(const LaunchHeader&, const void* params), which stay until the list changes.
   template <class F>
   void each(F&& visit) const {
     const unsigned char* p = bytes_.data();
     const unsigned char* end = p + bytes_.size();
     while (p < end) {
-      LaunchHeader header;
-      std::memcpy(&header, p, sizeof header);
+      const LaunchHeader& header = *reinterpret_cast<const LaunchHeader*>(p);
       visit(header, p + kHeaderBytes);
       p += kHeaderBytes + padded(header.params_bytes);
     }

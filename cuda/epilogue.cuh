@@ -56,14 +56,20 @@ WKV_DEV OutputTerms load_terms(const LinearJobParams& job, int row, int output) 
   if (job.into != 0) terms.add += job.y[static_cast<std::int64_t>(row) * job.ldy + output];
   return terms;
 }
+/// y as the next product reads it; whoever has a row's last output also pads it.
+WKV_DEV void store_rounded(const LinearJobParams& job, int row, int output, float y) {
+  const int padded = (job.out + kPadTo - 1) / kPadTo * kPadTo;
+  auto* to = static_cast<std::uint16_t*>(job.y16) + static_cast<std::int64_t>(row) * padded;
+  to[output] = round_half(y * job.y16_scale, job.bf16);
+  if (output == job.out - 1)
+    for (int c = job.out; c < padded; ++c) to[c] = 0;
+}
 /// act(sum + bias) * gate + add, stored or added to what is there.
 WKV_DEV void store_output(const LinearJobParams& job, int row, int output, float sum,
                           const OutputTerms& terms) {
   const float y = fmaf(activate(sum + terms.bias, job.act), terms.gate, terms.add);
   job.y[static_cast<std::int64_t>(row) * job.ldy + output] = y;
-  if (job.y16 != nullptr)
-    static_cast<std::uint16_t*>(job.y16)[static_cast<std::int64_t>(row) * job.out + output] =
-        round_half(y * job.y16_scale, job.bf16);
+  if (job.y16 != nullptr) store_rounded(job, row, output, y);
 }
 
 /// The same for four neighbouring outputs of which the job has `n`.
@@ -108,9 +114,14 @@ WKV_DEV void store_outputs4(const LinearJobParams& job, int row, int output, int
 #pragma unroll
   for (int i = 0; i < 4; ++i)
     y[i] = fmaf(activate(sum[i] + t.of[i].bias, job.act), t.of[i].gate, t.of[i].add);
-  if (job.y16 != nullptr)  // then there are whole fours of them
-    store_halves(job.y16, static_cast<std::int64_t>(row) * job.out + output, y, job.y16_scale,
-                 job.bf16);
+  if (job.y16 != nullptr) {
+    if (job.out % kPadTo == 0)
+      store_halves(job.y16, static_cast<std::int64_t>(row) * job.out + output, y, job.y16_scale,
+                   job.bf16);
+    else
+      for (int i = 0; i < 4; ++i)
+        if (i < n) store_rounded(job, row, output + i, y[i]);
+  }
   float* to = job.y + static_cast<std::int64_t>(row) * job.ldy + output;
   if (vector && n >= 4) {
     *reinterpret_cast<float4*>(to) = make_float4(y[0], y[1], y[2], y[3]);

@@ -1,7 +1,7 @@
-// y = x W^T for more than 8 rows. Operands travel through a ring of shared-memory stages
-// (cp.async); fragments are read with 16-byte loads in the same order as in codec.cuh, so weights
-// need no repacking. Products with few tiles are split over the inputs; the last block of a tile
-// adds the parts up in their order.
+// y = x W^T for more than 64 rows, or fewer where skinny.cu finds no room. Operands travel through
+// a ring of shared-memory stages (cp.async); fragments are read with 16-byte loads in the same
+// order as in codec.cuh, so weights need no repacking. Products with few tiles are split over the
+// inputs; the last block of a tile adds the parts up in their order.
 #include <type_traits>
 
 #include "cuda/codec.cuh"
@@ -21,17 +21,15 @@ struct Tiling {
   static constexpr int kRowTile = kWarpsRow * kRow * 8;
 };
 // Rings of at most 60 KB, for the 64 KB that sm_75 has, and 96 KB for the large tiles.
-using Small16 = Tiling<4, 1, 1, 2, 4>;  // 64 x 16
-using Small32 = Tiling<4, 1, 1, 4, 4>;  // 64 x 32
-using Small64 = Tiling<4, 1, 1, 8, 3>;  // 64 x 64
-using Large = Tiling<4, 2, 2, 8, 3>;    // 128 x 128
-using Wide = Tiling<4, 2, 2, 4, 3>;     // 128 x 64: scaled sums take twice the registers
-using Deep64 = Tiling<4, 1, 1, 8, 4>;   // of bytes: 4 KB of weights a stage
+using Small = Tiling<4, 1, 1, 8, 3>;  // 64 x 64
+using Deep = Tiling<4, 1, 1, 8, 4>;   // of bytes: 4 KB of weights a stage
+using Large = Tiling<4, 2, 2, 8, 3>;  // 128 x 128
+using Wide = Tiling<4, 2, 2, 4, 3>;   // 128 x 64: scaled sums take twice the registers
 
 template <class Codec>
 using LargeOf = std::conditional_t<Codec::kGroups, Wide, Large>;
 template <class Codec>
-using Small64Of = std::conditional_t<Codec::kSteps == 2, Deep64, Small64>;
+using SmallOf = std::conditional_t<Codec::kSteps == 2, Deep, Small>;
 
 template <class Codec>
 constexpr int kStageInputs = Codec::kSteps == 4 ? 128 : 64;
@@ -280,10 +278,8 @@ constexpr unsigned kStaticBytes = 16;  // `last`
 /// use(codec, tiling) of the one that fits the rows and the shared memory of a block.
 template <class Codec, class F>
 auto with_tiling(int rows, int shared_bytes, F&& use) {
-  if (rows <= Small16::kRowTile) return use(Codec{}, Small16{});
-  if (rows <= Small32::kRowTile) return use(Codec{}, Small32{});
   constexpr auto kNeeded = static_cast<int>(kSharedBytes<Codec, LargeOf<Codec>> + kStaticBytes);
-  if (rows <= Small64::kRowTile || shared_bytes < kNeeded) return use(Codec{}, Small64Of<Codec>{});
+  if (rows <= Small::kRowTile || shared_bytes < kNeeded) return use(Codec{}, SmallOf<Codec>{});
   return use(Codec{}, LargeOf<Codec>{});
 }
 template <class F>
@@ -311,7 +307,7 @@ GemmShape gemm_shape(Codec codec, int rows, int shared_bytes) {
 void gemm(Launch& out, Codec codec, const LinearParams& p, int blocks, int shared_bytes) {
   with_form(codec, p.rows, shared_bytes, [&]<class C, class T>(C, T) {
     make_launch(out, gemm_kernel<C, T>, static_cast<unsigned>(blocks), 1, 1,
-                static_cast<unsigned>(T::kThreads), kSharedBytes<C, T>, p);
+                static_cast<unsigned>(T::kThreads), kSharedBytes<C, T>, p, used_bytes(p));
   });
 }
 

@@ -3,6 +3,7 @@
 // `ld*` floats apart.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/launch.h"
@@ -83,6 +84,9 @@ struct ConvertParams {
 };
 void convert(Launch& out, const ConvertParams& p);
 
+/// Columns of activations as the tensor cores want them, the last ones zeros.
+constexpr int kPadTo = 128;
+constexpr int padded_cols(int cols) { return (cols + kPadTo - 1) / kPadTo * kPadTo; }
 /// Activations as the tensor cores want them, several at once: x16 = round(x scale), rows padded
 /// with zeros to `padded` columns.
 struct RoundJob {
@@ -154,8 +158,9 @@ struct WkvParams {
   void* y16;  ///< null: not wanted. y rounded, rows of all heads
   std::int64_t ldr, ldw, ldk, ldv, lda, ldv_first, ldv_mix, ldgate, ldy, slot;  ///< ldw 0: constant
   std::int32_t version, rows, sequences, heads, head_size;
-  std::int32_t split;  ///< blocks that share a head; wkv_split only
-  std::int32_t bf16;   ///< what y16 is
+  std::int32_t split;    ///< blocks that share a head; wkv_split only
+  std::int32_t crowded;  ///< more heads than a processor's usual two each, one token each; wkv only
+  std::int32_t bf16;     ///< what y16 is
   float eps;
 };
 /// One head of one sequence per block.
@@ -236,10 +241,11 @@ constexpr int kMaxJobs = 16;
 struct LinearJobParams {
   const void* w;
   const float* x;
-  /// The rows as the matrix wants them, [rows][padded in], of more than kSplitRows.
+  /// The rows as the matrix wants them, [rows][padded_cols(in)], of more than kSplitRows.
   const void* x16;
   float* y;
-  void* y16;  ///< null: not wanted. y * y16_scale rounded, rows of `out`
+  /// null: not wanted. y * y16_scale rounded, as the x16 of a product that reads y.
+  void* y16;
   const float *bias, *gate, *add;
   /// Quantised weights: W[o][i] = (q + zero) out_scale[o] in_scale[i] + out_offset[o] +
   /// in_offset[i], q as the codec gives it; all but out_scale may be null. u4 has group_scale
@@ -251,7 +257,7 @@ struct LinearJobParams {
   std::int32_t in, out;
   std::int32_t row_bytes;     ///< of the stored matrix
   std::int32_t splits;        ///< blocks that share one output tile, each a part of the inputs
-  std::int32_t tiles;         ///< output tiles per block
+  std::int32_t tile_bits;     ///< log2 of the output tiles of a block
   std::int32_t parts;         ///< warps that share a tile's inputs; skinny only
   std::int32_t last_block;    ///< one past this job's last block
   std::int32_t first_ticket;  ///< of the counters that find the last block of a tile group
@@ -266,28 +272,32 @@ struct LinearJobParams {
 };
 
 struct LinearParams {
-  LinearJobParams job[kMaxJobs];
   float* workspace;
   unsigned* tickets;
   std::int32_t jobs, rows;
+  /// Blocks of a cluster, which every job's `splits` is then, or 0: none. skinny only.
+  std::int32_t clusters;
+  LinearJobParams job[kMaxJobs];
 };
+/// Of which the jobs' are set.
+constexpr std::size_t used_bytes(const LinearParams& p) {
+  return offsetof(LinearParams, job) + static_cast<std::size_t>(p.jobs) * sizeof(LinearJobParams);
+}
 
-/// Up to 32 rows, weights streamed from memory straight into tensor-core fragments. x of up to 8
+/// Up to 64 rows, weights streamed from memory straight into tensor-core fragments. x of up to 8
 /// rows in two halves (hi + lo), so the product is that of fp32 activations; beyond rounded, x16.
 constexpr int kSplitRows = 8;
-constexpr int kSkinnyRows = 32;
-constexpr int skinny_rows(Codec codec) { return codec == Codec::u4 ? 16 : kSkinnyRows; }
+constexpr int kSkinnyRows = 64;
 constexpr int kSkinnyOutputs = 16;  ///< outputs per tile
 struct SkinnyShape {
-  int warps;  ///< of a block: 8, or 16 where there is less than a block for each processor
+  int warps;  ///< of a block: 8 or 16, always 16 of more than 16 rows
   int blocks;
   std::uint32_t shared_bytes;
 };
 void skinny(Launch& out, Codec codec, const LinearParams& p, const SkinnyShape& shape);
-/// Of a block with `sums` tiles times parts; inputs_per_split in whole loads.
-std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums);
-/// Inputs of a split that fit a block's shared memory.
-int skinny_inputs(int rows, int shared_bytes, int sums);
+/// Of a block with `sums` tiles times parts, in a cluster with its outputs; inputs_per_split in
+/// whole loads.
+std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums, int cluster_outputs);
 
 /// More rows: tiles of `out_tile` x `row_tile`, operands through shared memory.
 struct GemmShape {

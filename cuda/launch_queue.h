@@ -14,7 +14,8 @@ namespace wkv::cuda {
 /// Decoding repeats one list of launches, bit for bit: the arena hands out equal addresses for
 /// equal shapes, and tokens, rows and state pointers lie in device memory. So a gathered list is
 /// compared with those seen before: the second occurrence is captured, later ones are one graph
-/// launch. The model's code runs every time and nobody has to declare what a graph depends on.
+/// launch. The model's code runs every time and nobody has to declare what a graph depends on. A
+/// long list is cut: the GPU begins with its first launches while the model makes the others.
 class LaunchQueue {
  public:
   explicit LaunchQueue(Device& device) : device_(device) {}
@@ -42,6 +43,7 @@ class LaunchQueue {
 
   Device& device_;
   bool defer_ = false;
+  std::size_t part_ = 0;  // of the list
   LaunchList pending_, running_;
   std::unordered_map<std::uint64_t, Seen> seen_;
   std::uint64_t uses_ = 0;

@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads)
 
 void linear_f32(Launch& out, const LinearParams& p, int blocks) {
   make_launch(out, linear_f32_kernel, static_cast<unsigned>(blocks),
-              static_cast<unsigned>((p.rows + kF32Rows - 1) / kF32Rows), 1, kThreads, 0, p);
+              static_cast<unsigned>((p.rows + kF32Rows - 1) / kF32Rows), 1, kThreads, 0, p,
+              used_bytes(p));
 }
 
 }  // namespace wkv::cuda

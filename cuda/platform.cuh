@@ -148,6 +148,26 @@ WKV_DEV unsigned take_ticket(unsigned* counter) {
   return ticket;
 }
 
+/// Waits for all threads of all blocks of the cluster; what they wrote to shared memory is visible.
+WKV_DEV void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+/// What block `rank` of the cluster has where this one has `mine`, in dynamic shared memory.
+WKV_DEV float load_cluster(const float* mine, int rank) {
+  float v = 0.0f;
+#if __CUDA_ARCH__ >= 900
+  std::uint32_t at;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(at)
+               : "r"(static_cast<std::uint32_t>(__cvta_generic_to_shared(mine))), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+#endif
+  return v;
+}
+
 #endif  // !WKV_SHIM
 
 /// Two neighbouring values in a register, the lower first.

@@ -1,9 +1,11 @@
-// y = x W^T for up to 32 rows: what decoding is made of. Weights go from memory straight into
+// y = x W^T for up to 64 rows: what decoding is made of. Weights go from memory straight into
 // tensor-core fragments, up to 16 loads of 16 bytes in flight per lane from before the kernel's
 // start to its end: on an H200 a block that waits between tiles reads at half the bandwidth.
 // Activations wait in shared memory, of up to 8 rows as two halves each (x = hi + lo, 22 bits),
 // which use columns of the product that would be idle. A warp streams a part of the inputs of some
-// tiles of 16 outputs; the sums of all warps meet in shared memory once, at the end.
+// tiles of 16 outputs; the sums of all warps meet in shared memory once, at the end. Blocks that
+// share the inputs of a tile are a cluster, which adds up in shared memory too; where there are no
+// clusters (before sm_90) the last of them adds what all left in memory.
 #include "cuda/codec.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
@@ -23,11 +25,20 @@ WKV_HD int row_pitch(int inputs) {
   return bytes % 128 == 0 ? bytes + 64 : bytes;
 }
 
+/// The same where each row must also hold the sums of `outputs`, of a cluster.
+WKV_HD int pitch_of(int inputs, int outputs) {
+  return row_pitch(inputs > 2 * outputs ? inputs : 2 * outputs);
+}
+
 /// Halves of an activation.
 WKV_HD int halves_of(int rows) { return rows <= kSplitRows ? 2 : 1; }
 /// Products of 8 columns: hi and lo of up to 4 rows side by side in one, of up to 8 in two; then
 /// one for 8 rows each.
-WKV_HD int products_of(int rows) { return rows <= 4 ? 1 : rows <= 16 ? 2 : 4; }
+WKV_HD int products_of(int rows) { return rows <= 4 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8; }
+/// Rows of halves in shared memory: whole products, whose last columns nobody stores.
+WKV_HD int stored_rows(int rows) { return rows <= kSplitRows ? 2 * rows : (rows + 7) / 8 * 8; }
+/// The sums of inputs that offsets need, before the activations.
+WKV_HD int input_bytes(int rows) { return (rows * 3 + 3) / 4 * 16; }
 
 /// What lo is stored times: as a plain half it would be denormal from |x| < 0.25 on and lose bits.
 template <class Codec>
@@ -36,66 +47,89 @@ constexpr float kLoScale = Codec::kBf16 ? 1.0f : 2048.0f;
 /// Pairs of loads (outputs g and g + 8) in flight per lane: what 128 registers hold; of int4 with
 /// their scales.
 template <class Codec, int kProducts>
-constexpr int kAhead = Codec::kGroups || (Codec::kQuantised && kProducts == 4) ? 4
-                       : kProducts == 1                                        ? 8
-                                                                               : 6;
+constexpr int kAhead = Codec::kGroups                       ? (kProducts == 8   ? 2
+                                                               : kProducts == 4 ? 3
+                                                                                : 4)
+                       : Codec::kQuantised && kProducts > 2 ? 4
+                       : kProducts == 8                     ? 4
+                       : kProducts == 1                     ? 8
+                                                            : 6;
+
+/// Which activations a thread fetches: the warps are dealt out to rows, whose runs of 8 their lanes
+/// take by turns. (Dividing by the number of runs for each takes longer than the copy.)
+struct Share {
+  int row, rows_apart, run, runs_apart;
+};
+template <int kWarps>
+WKV_DEV Share share_of(int rows, int thread) {
+  const int each = rows < kWarps ? kWarps / rows : 1;  // warps for a row
+  const int warp = thread / 32, row = warp / each;
+  return {row, kWarps / each, (warp - row * each) * 32 + thread % 32, each * 32};
+}
 
 /// x of inputs [inputs0, inputs0 + inputs) as halves: rows of hi, then rows of lo. The loads of
 /// kBatch runs of 8 overlap.
-template <class Codec, int kThreads, int kBatch>
+template <class Codec, int kWarps, int kBatch>
 WKV_DEV void split_inputs(const LinearJobParams& job, int rows, int inputs0, int inputs, int pitch,
                           unsigned char* to) {
-  const int runs = inputs / 8, total = rows * runs;
+  const int runs = inputs / 8;
   const bool aligned = (reinterpret_cast<std::uintptr_t>(job.x) % 16 == 0) && job.ldx % 4 == 0;
-#pragma unroll 1
-  for (int first = static_cast<int>(threadIdx.x); first < total; first += kThreads * kBatch) {
-    float v[kBatch][8];
+  const Share share = share_of<kWarps>(rows, static_cast<int>(threadIdx.x));
+  const auto convert = [&](const float(&v)[8], int row, int run) {
+    std::uint16_t hi[8], lo[8];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int i = first + b * kThreads, row = i / runs, at = inputs0 + i % runs * 8;
-      const float* from = job.x + static_cast<std::int64_t>(row) * job.ldx + at;
-      if (i < total && aligned && at + 8 <= job.in) {
-        const float4 lower = reinterpret_cast<const float4*>(from)[0];
-        const float4 upper = reinterpret_cast<const float4*>(from)[1];
-        v[b][0] = lower.x, v[b][1] = lower.y, v[b][2] = lower.z, v[b][3] = lower.w;
-        v[b][4] = upper.x, v[b][5] = upper.y, v[b][6] = upper.z, v[b][7] = upper.w;
-      } else {
-#pragma unroll
-        for (int j = 0; j < 8; ++j) v[b][j] = i < total && at + j < job.in ? from[j] : 0.0f;
+    for (int j = 0; j < 8; ++j) {
+      float x = v[j] * job.x_scale;
+      if constexpr (Codec::kQuantised) {
+        const int at = inputs0 + run * 8 + j;
+        if (job.in_scale != nullptr && at < job.in) x *= job.in_scale[at];
       }
+      hi[j] = round_activation<Codec>(x);
+      lo[j] = round_activation<Codec>((x - widen_activation<Codec>(hi[j])) * kLoScale<Codec>);
     }
+    *reinterpret_cast<Vec16*>(to + row * pitch + run * 16) = {
+        pack(hi[0], hi[1]), pack(hi[2], hi[3]), pack(hi[4], hi[5]), pack(hi[6], hi[7])};
+    *reinterpret_cast<Vec16*>(to + (rows + row) * pitch + run * 16) = {
+        pack(lo[0], lo[1]), pack(lo[2], lo[3]), pack(lo[4], lo[5]), pack(lo[6], lo[7])};
+  };
+#pragma unroll 1
+  for (int row = share.row; row < rows; row += share.rows_apart) {
+    const float* x = job.x + static_cast<std::int64_t>(row) * job.ldx + inputs0;
+#pragma unroll 1
+    for (int first = share.run; first < runs; first += share.runs_apart * kBatch) {
+      float v[kBatch][8];
 #pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int i = first + b * kThreads, row = i / runs, run = i % runs;
-      if (i >= total) continue;
-      std::uint16_t hi[8], lo[8];
+      for (int b = 0; b < kBatch; ++b) {
+        const int run = first + b * share.runs_apart, at = inputs0 + run * 8;
+        const float* from = x + run * 8;
+        if (run < runs && aligned && at + 8 <= job.in) {
+          const float4 lower = reinterpret_cast<const float4*>(from)[0];
+          const float4 upper = reinterpret_cast<const float4*>(from)[1];
+          v[b][0] = lower.x, v[b][1] = lower.y, v[b][2] = lower.z, v[b][3] = lower.w;
+          v[b][4] = upper.x, v[b][5] = upper.y, v[b][6] = upper.z, v[b][7] = upper.w;
+        } else {
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        float x = v[b][j] * job.x_scale;
-        if constexpr (Codec::kQuantised) {
-          const int at = inputs0 + run * 8 + j;
-          if (job.in_scale != nullptr && at < job.in) x *= job.in_scale[at];
+          for (int j = 0; j < 8; ++j) v[b][j] = run < runs && at + j < job.in ? from[j] : 0.0f;
         }
-        hi[j] = round_activation<Codec>(x);
-        lo[j] = round_activation<Codec>((x - widen_activation<Codec>(hi[j])) * kLoScale<Codec>);
       }
-      *reinterpret_cast<Vec16*>(to + row * pitch + run * 16) = {
-          pack(hi[0], hi[1]), pack(hi[2], hi[3]), pack(hi[4], hi[5]), pack(hi[6], hi[7])};
-      *reinterpret_cast<Vec16*>(to + (rows + row) * pitch + run * 16) = {
-          pack(lo[0], lo[1]), pack(lo[2], lo[3]), pack(lo[4], lo[5]), pack(lo[6], lo[7])};
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b)
+        if (first + b * share.runs_apart < runs) convert(v[b], row, first + b * share.runs_apart);
     }
   }
 }
 
 /// The same of rows that are rounded already, in the background.
-template <int kThreads>
+template <int kWarps>
 WKV_DEV void copy_inputs(const LinearJobParams& job, int rows, int inputs0, int inputs, int pitch,
                          unsigned char* to) {
   const int runs = inputs / 8;
   const std::int64_t padded = static_cast<std::int64_t>((job.in + 127) / 128) * 128;
-  const auto* from = static_cast<const std::uint16_t*>(job.x16) + inputs0;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * runs; i += kThreads)
-    copy_async(to + i / runs * pitch + i % runs * 16, from + i / runs * padded + i % runs * 8);
+  const auto* x = static_cast<const std::uint16_t*>(job.x16) + inputs0;
+  const Share share = share_of<kWarps>(rows, static_cast<int>(threadIdx.x));
+  for (int row = share.row; row < rows; row += share.rows_apart)
+    for (int run = share.run; run < runs; run += share.runs_apart)
+      copy_async(to + row * pitch + run * 16, x + row * padded + run * 8);
   copy_async_commit();
   copy_async_wait<0>();
 }
@@ -111,7 +145,6 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   constexpr bool kFetchTerms = kProducts < 4;  // or else they spill
   constexpr int kUnrolledSteps = Codec::kGroups && kProducts > 1 ? 1 : Codec::kSteps;
   WKV_SHARED(shared);
-  __shared__ float input[kHalves == 2 ? kSplitRows : kSkinnyRows][3];
   __shared__ bool last;
 
   int block = static_cast<int>(blockIdx.x);
@@ -123,17 +156,17 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   // warps: `parts` share the inputs of a tile, the rest of them have other tiles.
   const int split = block % job.splits, group = block / job.splits;
   const int tile_count = (job.out + kTile - 1) / kTile;
-  const int tile0 = group * job.tiles;
-  const int tile_end = tile0 + job.tiles < tile_count ? tile0 + job.tiles : tile_count;
+  const int tile0 = group << job.tile_bits;
+  const int tile_end = min(tile0 + (1 << job.tile_bits), tile_count);
   const int loads = (job.in + kLoadInputs - 1) / kLoadInputs;
   const int per_split = (loads + job.splits - 1) / job.splits;
-  const int load0 = split * per_split;
-  const int load_end = load0 + per_split < loads ? load0 + per_split : loads;
+  const int load0 = min(split * per_split, loads);
+  const int load_end = min(load0 + per_split, loads);
   const int part = warp % job.parts, stride = kWarps / job.parts;
-  const int per_part = (load_end - load0 + job.parts - 1) / job.parts;
+  const int per_part = max((load_end - load0 + job.parts - 1) / job.parts, 1);
   const int first_load = load0 + part * per_part;
-  const int end_load = first_load + per_part < load_end ? first_load + per_part : load_end;
-  const int length = end_load > first_load ? end_load - first_load : 0;
+  const int end_load = min(first_load + per_part, load_end);
+  const int length = max(end_load - first_load, 0);
   const int first_tile = tile0 + warp / job.parts;
   const int total =
       first_tile < tile_end ? (tile_end - first_tile + stride - 1) / stride * length : 0;
@@ -149,8 +182,7 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
     if (fetched == total) return;
     if (fetch_load == 0) {
       const int edge = job.out - 1;
-      const int a = fetch_tile * kTile + g < edge ? fetch_tile * kTile + g : edge;
-      const int b = a + 8 < edge ? a + 8 : edge;
+      const int a = min(fetch_tile * kTile + g, edge), b = min(a + 8, edge);
       lower_at = static_cast<unsigned>(a * row_loads + first_load);
       upper_at = static_cast<unsigned>(b * row_loads + first_load);
     }
@@ -175,44 +207,52 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
 
   wait_for_previous_kernel();
   const int inputs0 = load0 * kLoadInputs, inputs = (load_end - load0) * kLoadInputs;
-  const int pitch = row_pitch(per_split * kLoadInputs);
-  auto* sums = reinterpret_cast<float*>(shared + kHalves * p.rows * pitch);
+  const int output_bits = job.tile_bits + 4, results = p.rows << output_bits;
+  const int pitch = pitch_of(per_split * kLoadInputs, p.clusters != 0 ? 1 << output_bits : 0);
+  auto* input = reinterpret_cast<float*>(shared);  // of each row the InputSums
+  unsigned char* rows = shared + input_bytes(p.rows);
+  auto* sums = reinterpret_cast<float*>(rows + stored_rows(p.rows) * pitch);
   if constexpr (kHalves == 2)
-    split_inputs<Codec, kThreads, kProducts>(job, p.rows, inputs0, inputs, pitch, shared);
+    split_inputs<Codec, kWarps, kProducts>(job, p.rows, inputs0, inputs, pitch, rows);
   else
-    copy_inputs<kThreads>(job, p.rows, inputs0, inputs, pitch, shared);
+    copy_inputs<kWarps>(job, p.rows, inputs0, inputs, pitch, rows);
 
-  // What the first output of this thread needs besides its sum is fetched meanwhile.
-  const int outputs = (tile_end - tile0) * kTile, results = outputs * p.rows;
-  const auto output_of = [&](int i) { return tile0 * kTile + i % outputs; };
+  // What the first output of this thread needs besides its sum is fetched meanwhile. Results of a
+  // cluster are dealt out to its blocks.
+  const auto row_of = [&](int i) { return i >> output_bits; };
+  const auto output_of = [&](int i) { return tile0 * kTile + (i & ((1 << output_bits) - 1)); };
+  const int mine = p.clusters != 0 ? split * kThreads + thread : thread;
   OutputTerms terms = {};
-  if (kFetchTerms && thread < results && output_of(thread) < job.out)
-    terms = load_terms(job, thread / outputs, output_of(thread));
+  if (kFetchTerms && mine < results && output_of(mine) < job.out)
+    terms = load_terms(job, row_of(mine), output_of(mine));
   __syncthreads();
   if constexpr (Codec::kQuantised && kHalves == 2) {
     if (job.zero != 0.0f && warp < p.rows) {
-      const int end = inputs0 + inputs < job.in ? inputs0 + inputs : job.in;
+      const int end = min(inputs0 + inputs, job.in);
       const InputSums of = input_sums(job.x + static_cast<std::int64_t>(warp) * job.ldx,
                                       job.in_scale, job.in_offset, inputs0, end, lane);
-      input[warp][0] = of.scaled;
-      input[warp][1] = of.plain;
-      input[warp][2] = of.offset;
+      input[warp * 3] = of.scaled;
+      input[warp * 3 + 1] = of.plain;
+      input[warp * 3 + 2] = of.offset;
     }
   } else if constexpr (Codec::kQuantised) {
     // Of all inputs: only the first split adds them.
-    if (thread < p.rows * 3)
-      input[thread / 3][thread % 3] = job.sums != nullptr && split == 0 ? job.sums[thread] : 0.0f;
+    for (int i = thread; i < p.rows * 3; i += kThreads)
+      input[i] = job.sums != nullptr && split == 0 ? job.sums[i] : 0.0f;
   }
 
   // Where this lane finds column g of each product, or null for a column that no row uses.
-  const unsigned char* columns[kProducts];
+  const unsigned char* columns[kHalves == 2 ? kProducts : 1];
+  const unsigned char* const first_column =
+      rows + t * 16 + (first_load - load0) * Codec::kSteps * 64;
+  if constexpr (kHalves == 2) {
 #pragma unroll
-  for (int n = 0; n < kProducts; ++n) {
-    const int row = kHalves == 1 ? n * 8 + g : kProducts == 1 ? g % 4 : g;
-    const int half = kHalves == 1 ? 0 : kProducts == 1 ? g / 4 : n;
-    columns[n] = row < p.rows ? shared + (half * p.rows + row) * pitch + t * 16 +
-                                    (first_load - load0) * Codec::kSteps * 64
-                              : nullptr;
+    for (int n = 0; n < kProducts; ++n) {
+      const int row = kProducts == 1 ? g % 4 : g, half = kProducts == 1 ? g / 4 : n;
+      columns[n] = row < p.rows ? first_column + (half * p.rows + row) * pitch : nullptr;
+    }
+  } else {
+    columns[0] = first_column + g * pitch;
   }
 
   float acc[kProducts][4] = {};
@@ -227,8 +267,13 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
 #pragma unroll
         for (int n = 0; n < kProducts; ++n) {
           Vec16 x = {0, 0, 0, 0};
-          if (columns[n] != nullptr)
-            x = *reinterpret_cast<const Vec16*>(columns[n] + (load * Codec::kSteps + s) * 64);
+          const int at = (load * Codec::kSteps + s) * 64;
+          if constexpr (kHalves == 2) {
+            if (columns[n] != nullptr) x = *reinterpret_cast<const Vec16*>(columns[n] + at);
+          } else {
+            if (kProducts > 2 && n * 8 >= p.rows) break;
+            x = *reinterpret_cast<const Vec16*>(columns[0] + n * 8 * pitch + at);
+          }
           if constexpr (Codec::kGroups) {
             float sum[4] = {};
             multiply<Codec>(sum, a, b, x);
@@ -258,11 +303,18 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   __syncthreads();
 
   const int parts = (load_end - load0 + per_part - 1) / per_part;  // that had any inputs
+  const float scale = 1.0f / job.x_scale;                          // a power of two
+  const auto finish = [&](int i, float sum) {
+    store_output(job, row_of(i), output_of(i), sum,
+                 kFetchTerms && i == mine ? terms : load_terms(job, row_of(i), output_of(i)));
+  };
   float* partial = p.workspace + job.partial;
+  auto* of_cluster = reinterpret_cast<float*>(rows);  // the activations are done with
   for (int i = thread; i < results; i += kThreads) {
-    const int row = i / outputs, o = output_of(i);
+    const int row = row_of(i), o = output_of(i), column = o - tile0 * kTile;
+    if (o >= job.out) continue;
     const float* from =
-        sums + (i % outputs / kTile * job.parts * kColumns + row) * kPitch + i % outputs % kTile;
+        sums + (column / kTile * job.parts * kColumns + row) * kPitch + column % kTile;
     float sum = 0.0f, lo = 0.0f;
 #pragma unroll 4
     for (int k = 0; k < parts; ++k) {
@@ -270,14 +322,27 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
       if constexpr (kHalves == 2) lo += from[(k * kColumns + kColumns / 2) * kPitch];
     }
     if constexpr (kHalves == 2) sum = fmaf(lo, 1.0f / kLoScale<Codec>, sum);
-    sum /= job.x_scale;
-    if (o >= job.out) continue;
+    sum *= scale;
     if constexpr (Codec::kQuantised)
-      sum = dequantise(job, o, sum, {input[row][0], input[row][1], input[row][2]});
-    if (job.splits > 1)
-      partial[(static_cast<std::int64_t>(split) * p.rows + row) * job.out + o] = sum;
+      sum = dequantise(job, o, sum, {input[row * 3], input[row * 3 + 1], input[row * 3 + 2]});
+    if (p.clusters != 0)
+      of_cluster[i] = sum;
+    else if (job.splits == 1)
+      finish(i, sum);
     else
-      store_output(job, row, o, sum, kFetchTerms && i == thread ? terms : load_terms(job, row, o));
+      partial[(static_cast<std::int64_t>(split) * p.rows + row) * job.out + o] = sum;
+  }
+  if (p.clusters != 0) {
+    cluster_barrier();
+    for (int i = mine; i < results; i += kThreads * job.splits) {
+      if (output_of(i) >= job.out) continue;
+      float sum = 0.0f;
+#pragma unroll 4
+      for (int s = 0; s < job.splits; ++s) sum += load_cluster(of_cluster + i, s);
+      finish(i, sum);
+    }
+    cluster_barrier();  // nobody leaves while others read its sums
+    return;
   }
   if (job.splits == 1) return;
 
@@ -291,25 +356,28 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   __syncthreads();
   if (!last) return;
   for (int i = thread; i < results; i += kThreads) {
-    const int row = i / outputs, o = output_of(i);
+    const int row = row_of(i), o = output_of(i);
     if (o >= job.out) continue;
     float sum = 0.0f;
 #pragma unroll 4
     for (int s = 0; s < job.splits; ++s)
       sum += partial[(static_cast<std::int64_t>(s) * p.rows + row) * job.out + o];
-    store_output(job, row, o, sum, kFetchTerms && i == thread ? terms : load_terms(job, row, o));
+    finish(i, sum);
   }
 }
 
 template <class Codec, int kWarps>
 void choose(Launch& out, const LinearParams& p, int blocks, std::uint32_t shared_bytes) {
   const auto launch = [&](void (*kernel)(LinearParams)) {
-    make_launch(out, kernel, static_cast<unsigned>(blocks), 1, 1, kWarps * 32, shared_bytes, p);
+    make_launch(out, kernel, static_cast<unsigned>(blocks), 1, 1, kWarps * 32, shared_bytes, p,
+                used_bytes(p));
+    if (p.clusters != 0) out.header.cluster = static_cast<std::uint8_t>(p.clusters);
   };
   if (p.rows <= 4) return launch(skinny_kernel<Codec, 2, 1, kWarps>);
   if (p.rows <= kSplitRows) return launch(skinny_kernel<Codec, 2, 2, kWarps>);
   if (p.rows <= 16) return launch(skinny_kernel<Codec, 1, 2, kWarps>);
-  if constexpr (!Codec::kGroups) launch(skinny_kernel<Codec, 1, 4, 16>);
+  if (p.rows <= 32) return launch(skinny_kernel<Codec, 1, 4, 16>);
+  launch(skinny_kernel<Codec, 1, 8, 16>);
 }
 
 template <class Codec>
@@ -322,15 +390,10 @@ void choose(Launch& out, const LinearParams& p, const SkinnyShape& shape) {
 
 }  // namespace
 
-std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums) {
-  return static_cast<std::uint32_t>(halves_of(rows) * rows * row_pitch(inputs_per_split)) +
+std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums, int cluster_outputs) {
+  return static_cast<std::uint32_t>(
+             input_bytes(rows) + stored_rows(rows) * pitch_of(inputs_per_split, cluster_outputs)) +
          static_cast<std::uint32_t>(sums * products_of(rows) * 8 * kPitch) * sizeof(float);
-}
-
-int skinny_inputs(int rows, int shared_bytes, int sums) {
-  constexpr int kPadding = 64;  // of a row: row_pitch()
-  const int left = shared_bytes - static_cast<int>(skinny_shared_bytes(rows, 0, sums));
-  return (left / (halves_of(rows) * rows) - kPadding) / 2;
 }
 
 void skinny(Launch& out, Codec codec, const LinearParams& p, const SkinnyShape& shape) {

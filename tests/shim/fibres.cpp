@@ -1,4 +1,4 @@
-// Runs one block after another; the threads of a block are fibres that switch at barriers and warp
+// Runs one cluster of blocks after another; its threads are fibres that switch at barriers and warp
 // collectives. The order in which runnable fibres go changes from block to block, so that a missing
 // barrier shows.
 #include "shim/fibres.h"
@@ -31,7 +31,7 @@ struct Fibre {
   jmp_buf resume;
   std::unique_ptr<unsigned char[]> stack;
   bool made = false;  // its stack waits in enter(), or inside a kernel
-  bool done = false, at_barrier = false, in_exchange = false;
+  bool done = false, at_barrier = false, at_cluster_barrier = false, in_exchange = false;
   unsigned exchanges = 0;
   std::vector<std::vector<Copy>> copies;  // groups, the last one open
 };
@@ -42,27 +42,34 @@ struct Warp {
   unsigned arrived = 0;
 };
 
-struct Block {
+/// The blocks of a cluster, mostly of one, fibre after fibre.
+struct Cluster {
   std::vector<Fibre> fibres;
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
+  std::size_t shared_bytes = 0;  // of a block
   const LaunchCall* call = nullptr;
+  unsigned first_block = 0;
   unsigned current = 0;
   jmp_buf scheduler;
   std::string error;
 };
-Block block;
+Cluster cluster;
 
-Fibre& self() { return block.fibres[block.current]; }
+Fibre& self() { return cluster.fibres[cluster.current]; }
+unsigned rank() { return cluster.current / blockDim.x; }
+unsigned char* shared_of(unsigned rank) {
+  return cluster.shared.data() + rank * cluster.shared_bytes;
+}
 
 void yield() {
-  if (_setjmp(self().resume) == 0) _longjmp(block.scheduler, 1);
+  if (_setjmp(self().resume) == 0) _longjmp(cluster.scheduler, 1);
 }
 
 void fail_kernel(const char* what) {
-  if (block.error.empty())
-    block.error = str(what, " at thread ", block.current, " of block ", blockIdx.x, ", ",
-                      blockIdx.y, ", ", blockIdx.z);
+  if (cluster.error.empty())
+    cluster.error = str(what, " at thread ", threadIdx.x, " of block ", blockIdx.x, ", ",
+                        blockIdx.y, ", ", blockIdx.z);
   self().done = true;
   yield();
 }
@@ -71,17 +78,18 @@ void fail_kernel(const char* what) {
 /// system calls each.
 void enter() {
   for (;;) {
-    block.call->invoke(block.call->kernel, block.call->params);
+    cluster.call->invoke(cluster.call->kernel, cluster.call->params);
     self().done = true;
     yield();
   }
 }
 
 void run_fibre(unsigned i) {
-  block.current = i;
-  threadIdx = {i, 0, 0};
-  Fibre& f = block.fibres[i];
-  if (_setjmp(block.scheduler) != 0) return;
+  cluster.current = i;
+  threadIdx = {i % blockDim.x, 0, 0};
+  blockIdx.x = cluster.first_block + i / blockDim.x;
+  Fibre& f = cluster.fibres[i];
+  if (_setjmp(cluster.scheduler) != 0) return;
   if (f.made) _longjmp(f.resume, 1);
   f.made = true;
   getcontext(&f.context);
@@ -97,32 +105,43 @@ bool run_round(unsigned threads, unsigned offset, bool backwards) {
   bool progress = false;
   for (unsigned n = 0; n < threads; ++n) {
     const unsigned i = backwards ? (threads - 1 - (n + offset) % threads) : (n + offset) % threads;
-    Fibre& f = block.fibres[i];
-    if (f.done || f.at_barrier || f.in_exchange) continue;
+    Fibre& f = cluster.fibres[i];
+    if (f.done || f.at_barrier || f.at_cluster_barrier || f.in_exchange) continue;
     run_fibre(i);
     progress = true;
   }
   return progress;
 }
 
-void run_block(unsigned threads, unsigned seed) {
-  for (unsigned i = 0; i < threads; ++i) {
-    Fibre& f = block.fibres[i];
-    f.done = f.at_barrier = f.in_exchange = false;
+/// Lets those go on whose whole block, or whose whole cluster, waits or is done.
+bool release(unsigned first, unsigned end, bool Fibre::* at_barrier) {
+  bool any = false;
+  for (unsigned i = first; i < end; ++i) {
+    const Fibre& f = cluster.fibres[i];
+    if (!f.done && !(f.*at_barrier)) return false;
+    any = any || f.*at_barrier;
+  }
+  for (unsigned i = first; i < end; ++i) cluster.fibres[i].*at_barrier = false;
+  return any;
+}
+
+void run_cluster(unsigned fibres, unsigned seed) {
+  for (unsigned i = 0; i < fibres; ++i) {
+    Fibre& f = cluster.fibres[i];
+    f.done = f.at_barrier = f.at_cluster_barrier = f.in_exchange = false;
     f.exchanges = 0;
     if (f.copies.size() != 1 || !f.copies[0].empty()) f.copies.assign(1, {});
   }
-  for (Warp& w : block.warps) w.arrived = 0;
-  while (block.error.empty()) {
-    if (run_round(threads, seed * 37 % threads, seed % 2 == 1)) continue;
-    bool all_done = true, all_waiting = true;
-    for (unsigned i = 0; i < threads; ++i) {
-      all_done = all_done && block.fibres[i].done;
-      all_waiting = all_waiting && (block.fibres[i].done || block.fibres[i].at_barrier);
-    }
+  for (Warp& w : cluster.warps) w.arrived = 0;
+  while (cluster.error.empty()) {
+    if (run_round(fibres, seed * 37 % fibres, seed % 2 == 1)) continue;
+    bool all_done = true;
+    for (unsigned i = 0; i < fibres; ++i) all_done = all_done && cluster.fibres[i].done;
     if (all_done) return;
-    if (!all_waiting) block.error = "lanes wait for each other in a collective that not all reach";
-    for (unsigned i = 0; i < threads; ++i) block.fibres[i].at_barrier = false;
+    bool released = release(0, fibres, &Fibre::at_cluster_barrier);
+    for (unsigned first = 0; first < fibres; first += blockDim.x)
+      released = release(first, first + blockDim.x, &Fibre::at_barrier) || released;
+    if (!released) cluster.error = "lanes wait for each other in a collective that not all reach";
   }
 }
 
@@ -133,20 +152,33 @@ void block_barrier() {
   yield();
 }
 
-unsigned char* dynamic_shared() noexcept { return block.shared.data(); }
-int lane() noexcept { return static_cast<int>(block.current % kWarp); }
+void cluster_barrier() {
+  self().at_cluster_barrier = true;
+  yield();
+}
+
+const void* in_cluster(const void* mine, int of) {
+  const auto at = static_cast<const unsigned char*>(mine) - shared_of(rank());
+  if (at < 0 || static_cast<std::size_t>(at) >= cluster.shared_bytes ||
+      of >= static_cast<int>(cluster.call->cluster))
+    fail_kernel("a read outside the cluster's shared memory");
+  return shared_of(static_cast<unsigned>(of)) + at;
+}
+
+unsigned char* dynamic_shared() noexcept { return shared_of(rank()); }
+int lane() noexcept { return static_cast<int>(cluster.current % kWarp); }
 
 const Payload* exchange(Collective kind, const Payload& mine) {
   Fibre& f = self();
-  const unsigned first = block.current / kWarp * kWarp;
-  Warp& w = block.warps[block.current / kWarp];
+  const unsigned first = cluster.current / kWarp * kWarp;
+  Warp& w = cluster.warps[cluster.current / kWarp];
   const unsigned parity = f.exchanges++ % 2;
   if (w.arrived > 0 && w.kind != kind) fail_kernel("different collectives in one warp");
   w.kind = kind;
-  w.payload[parity][block.current % kWarp] = mine;
+  w.payload[parity][cluster.current % kWarp] = mine;
   if (++w.arrived == kWarp) {
     w.arrived = 0;
-    for (unsigned i = first; i < first + kWarp; ++i) block.fibres[i].in_exchange = false;
+    for (unsigned i = first; i < first + kWarp; ++i) cluster.fibres[i].in_exchange = false;
   } else {
     f.in_exchange = true;
     yield();
@@ -166,26 +198,28 @@ void copy_async_wait(int pending) {
 }
 
 void run_kernel(const LaunchCall& call) {
-  const unsigned threads = call.block;
-  while (block.fibres.size() < threads) {
-    block.fibres.emplace_back();
-    block.fibres.back().stack = std::make_unique<unsigned char[]>(kStackBytes);
+  const unsigned fibres = call.block * call.cluster;
+  while (cluster.fibres.size() < fibres) {
+    cluster.fibres.emplace_back();
+    cluster.fibres.back().stack = std::make_unique<unsigned char[]>(kStackBytes);
   }
-  block.warps.resize((threads + kWarp - 1) / kWarp);
-  block.call = &call;
-  block.error.clear();
-  blockDim = {threads, 1, 1};
+  cluster.warps.resize((fibres + kWarp - 1) / kWarp);
+  cluster.call = &call;
+  cluster.error.clear();
+  cluster.shared_bytes = (call.shared_bytes + 31) / 16 * 16;
+  blockDim = {call.block, 1, 1};
   gridDim = {call.grid[0], call.grid[1], call.grid[2]};
   unsigned seed = 0;
   for (unsigned z = 0; z < gridDim.z; ++z)
     for (unsigned y = 0; y < gridDim.y; ++y)
-      for (unsigned x = 0; x < gridDim.x; ++x) {
+      for (unsigned x = 0; x < gridDim.x; x += call.cluster) {
         blockIdx = {x, y, z};
-        block.shared.assign(call.shared_bytes + 16, 0xff);  // NaN, whatever the type
-        run_block(threads, seed++);
-        if (block.error.empty()) continue;
-        for (Fibre& f : block.fibres) f.made = false;  // they hang inside the kernel
-        fail(ErrorCode::device, "[shim] ", block.error);
+        cluster.first_block = x;
+        cluster.shared.assign(cluster.shared_bytes * call.cluster, 0xff);  // NaN, whatever the type
+        run_cluster(fibres, seed++);
+        if (cluster.error.empty()) continue;
+        for (Fibre& f : cluster.fibres) f.made = false;  // they hang inside the kernel
+        fail(ErrorCode::device, "[shim] ", cluster.error);
       }
 }
 

@@ -9,6 +9,7 @@ struct LaunchCall {
   const void* params;
   unsigned grid[3];
   unsigned block;
+  unsigned cluster;  ///< blocks that run together; grid[0] is a multiple
   unsigned shared_bytes;
 };
 

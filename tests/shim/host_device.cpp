@@ -107,10 +107,20 @@ class HostDevice final : public cuda::Device {
     constexpr int kStatic = 16;  // the least; skinny's is part of its plan
     WKV_CHECK(h.shared_bytes == 0 || static_cast<int>(h.shared_bytes) + kStatic <= shared_bytes(),
               device, "[shim] ", h.shared_bytes, " bytes of shared memory on sm_", capability_);
+    WKV_CHECK(h.cluster == 1 || (capability_ >= 90 && h.cluster <= 8 && h.grid[0] % h.cluster == 0),
+              device, "[shim] clusters of ", h.cluster, " in ", h.grid[0], " blocks on sm_",
+              capability_);
     static std::mutex mutex;  // one kernel at a time: fibres and shared memory are global
     const std::lock_guard lock(mutex);
-    run_kernel(
-        {h.kernel, h.invoke, params, {h.grid[0], h.grid[1], h.grid[2]}, h.block, h.shared_bytes});
+    alignas(16) unsigned char whole[cuda::Launch::kMaxParams] = {};
+    memcpy(whole, params, h.params_bytes);
+    run_kernel({h.kernel,
+                h.invoke,
+                whole,
+                {h.grid[0], h.grid[1], h.grid[2]},
+                h.block,
+                h.cluster,
+                h.shared_bytes});
   }
   std::unique_ptr<cuda::Graph> capture(const cuda::LaunchList& list) override {
     ++captured_;

@@ -192,16 +192,49 @@ TEST_CASE("code runs on its major version from its minor one on, PTX on all that
   CHECK(why_not(70).find("sm_75, sm_80, sm_86") != std::string::npos);
 }
 
+TEST_CASE("a long list is several graphs, and what may run beside its neighbour stays with it") {
+  FakeDevice device;
+  LaunchQueue queue(device);
+  const auto run = [&](int beside) {
+    queue.start(true);
+    for (int i = 0; i < 100; ++i) {
+      Launch launch;
+      make_launch(launch, kernel, 1, 1, 1, 32, 0, Params{i});
+      launch.header.beside = i == beside ? 1 : 0;
+      queue.push(launch);
+      if (i == 12) CHECK(device.log.empty() == (beside == 12));  // the first 12 are on their way
+    }
+    queue.flush();
+  };
+  for (const int beside : {-1, 12, 13}) {
+    CAPTURE(beside);
+    for (int round = 0; round < 3; ++round) {
+      device.take();
+      run(beside);
+    }
+    const Log log = device.take();
+    CHECK(log.size() == 3);
+    std::string all, expected;
+    for (const std::string& part : log) all += part;
+    for (int i = 0; i < 100; ++i)
+      expected += str(i == 0                                                 ? "["
+                      : i == 12 + (beside == 12) || i == 72 + (beside == 12) ? "]["
+                                                                             : " ",
+                      i);
+    CHECK(all == expected + ']');
+  }
+}
+
 TEST_CASE("graphs are dropped, the least recently used first") {
   FakeDevice device;
   LaunchQueue queue(device);
   for (int round = 0; round < 2; ++round) step(queue, 9, -1);
-  for (int last = 0; last < 63; ++last)
+  for (int last = 0; last < 191; ++last)
     for (int round = 0; round < 2; ++round) step(queue, 9, last);
-  CHECK(queue.graphs() == 64);
+  CHECK(queue.graphs() == 192);
   step(queue, 9, -1);  // used again: the list of 0 is now the oldest
   for (int round = 0; round < 2; ++round) step(queue, 9, 1000);
-  CHECK(device.live_graphs == 64);
+  CHECK(device.live_graphs == 192);
   device.take();
   step(queue, 9, -1);
   CHECK(device.take().size() == 1);

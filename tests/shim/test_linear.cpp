@@ -198,18 +198,9 @@ TEST_CASE("products fit the shared memory of every architecture") {
   for (const Device device :
        {Device{"75", 64}, {"80", 163}, {"86", 99}, {"90", 227}, {"120", 99}}) {
     CAPTURE(device.sm);
-    for (int rows = 1; rows <= cuda::kSkinnyRows; ++rows)
-      for (const int sums : {8, 16}) {
-        constexpr int kStatic = 128;  // of skinny_kernel, as ptxas says
-        const int inputs =
-            cuda::skinny_inputs(rows, device.shared * 1024 - kStatic, sums) / 128 * 128;
-        CHECK(inputs > 0);
-        CHECK(static_cast<int>(cuda::skinny_shared_bytes(rows, inputs, sums)) + kStatic <=
-              device.shared * 1024);
-      }
     setenv("WKV_SHIM_SM", device.sm, 1);
     for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::int4})
-      for (const Shape s : {Shape{8, 5000, 16}, {40, 520, 70}, {70, 300, 130}}) {
+      for (const Shape s : {Shape{8, 5000, 16}, {40, 520, 70}, {64, 4000, 20}, {70, 300, 130}}) {
         CAPTURE(dtype_name(dtype));
         CAPTURE(s.rows);
         Bench bench;  // the shim refuses a launch that does not fit
@@ -332,8 +323,14 @@ TEST_CASE("1 to 64 rows of every form, at the edges of every tile") {
   check_rows(328, 70, {1, 4, 5, 7, 8, 9, 16, 17, 32, 33, 63, 64, 65});
 }
 
-TEST_CASE("few outputs of many inputs are streamed for up to 32 rows") {
-  check_rows(1100, 40, {9, 16, 17, 31, 32});
+TEST_CASE(
+    "few outputs of many inputs are shared by blocks, which are clusters where there are any") {
+  for (const char* sm : {"80", "90"}) {
+    CAPTURE(sm);
+    setenv("WKV_SHIM_SM", sm, 1);
+    check_rows(1100, 40, {1, 2, 4, 6, 9, 16, 17, 31, 33, 48, 64});
+  }
+  unsetenv("WKV_SHIM_SM");
 }
 
 TEST_CASE("packed codes decode to themselves") {
