@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "core/check.h"
 #include "core/dtype.h"
 #include "io/json.h"
 #include "io/safetensors.h"
@@ -47,6 +48,20 @@ std::string error_of(ErrorCode code, F&& f) {
   }
   FAIL("no error");
   return {};
+}
+
+TEST_CASE("messages look the same in every locale") {
+  struct Grouped : std::numpunct<char> {
+    char do_thousands_sep() const override { return '.'; }
+    char do_decimal_point() const override { return ','; }
+    std::string do_grouping() const override { return "\3"; }
+  };
+  const std::locale old = std::locale::global(std::locale(std::locale::classic(), new Grouped));
+  const std::string text = wkv::str("rows ", 65536, ", ", -7L, ' ', 1.5f, " at ", 1e-7, true);
+  const std::string shape = wkv::shape_str(std::vector<std::int64_t>{65536, 2048});
+  std::locale::global(old);
+  CHECK(text == "rows 65536, -7 1.5 at 1e-071");
+  CHECK(shape == "[65536, 2048]");
 }
 
 }  // namespace

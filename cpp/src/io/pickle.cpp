@@ -2,7 +2,6 @@
 
 #include <bit>
 #include <cstring>
-#include <ostream>
 #include <unordered_map>
 
 #include "core/check.h"
@@ -392,8 +391,8 @@ void PickleHeap::charge(std::size_t count) {
   budget -= count;
 }
 
-std::ostream& operator<<(std::ostream& out, const PicklePlace& place) {
-  return out << place.file << "pickle, byte " << place.byte << ": ";
+void append(std::string& to, const PicklePlace& place) {
+  to += str(place.file, "pickle, byte ", place.byte, ": ");
 }
 
 std::string global_name(const PickleGlobal& global) {

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <iosfwd>
 #include <span>
 #include <string>
 #include <string_view>
@@ -104,7 +103,7 @@ struct PicklePlace {
   std::string_view file;
   std::size_t byte = 0;
 };
-std::ostream& operator<<(std::ostream& out, const PicklePlace& place);
+void append(std::string& to, const PicklePlace& place);
 
 /// "module.name" in quotes, for messages.
 std::string global_name(const PickleGlobal& global);

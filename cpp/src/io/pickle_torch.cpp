@@ -95,8 +95,9 @@ struct CallPlace {
   std::string_view module;
   std::string_view name;
 };
-std::ostream& operator<<(std::ostream& out, const CallPlace& call) {
-  return out << call.place << global_name({call.module, call.name});
+void append(std::string& to, const CallPlace& call) {
+  append(to, call.place);
+  to += global_name({call.module, call.name});
 }
 
 // Arguments of one call, checked as they are taken.

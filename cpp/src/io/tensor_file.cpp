@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <limits>
-#include <ostream>
 
 #include "core/buffer.h"
 #include "core/check.h"
@@ -41,8 +40,8 @@ void gather(std::byte* to, const TensorEntry& entry) {
 
 }  // namespace
 
-std::ostream& operator<<(std::ostream& out, const TensorPlace& tensor) {
-  return out << tensor.place << "tensor " << quote(tensor.name);
+void append(std::string& to, const TensorPlace& tensor) {
+  to += str(tensor.place, "tensor ", quote(tensor.name));
 }
 
 std::int64_t checked_bytes(const std::vector<std::int64_t>& shape, std::size_t element_size,

@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <iosfwd>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -32,7 +31,7 @@ struct TensorPlace {
   std::string_view place;
   std::string_view name;
 };
-std::ostream& operator<<(std::ostream& out, const TensorPlace& tensor);
+void append(std::string& to, const TensorPlace& tensor);
 
 /// Bytes of a contiguous tensor. Throws Error(bad_model) if a dimension is negative, if there are
 /// more than 8 of them, or if the product does not fit in 63 bits.
