@@ -216,16 +216,17 @@ std::vector<IsaInfo> list_isas() {
 
 StreamAhead stream_ahead(int type) noexcept {
   // A prefetch of a line that a load needs at once is worse than none: it takes the miss that
-  // would have trained the processor's own prefetcher. GB/s of bf16, one thread of Zen 4, of 26:
-  // 14 with one at distance 0, 22 without any, 23 so; fp16 10 without any, 21 so; int8 22 with 8
-  // and 0.75 KiB, 25 so. fp32, two threads, of 35: 25 without any, 32 so. bf16, two threads of Zen
-  // 3, of 35: 29 without, 32 with 1 KiB, 25 with 3; of fp32 33 without, 27 with 1 KiB. int8, two
-  // threads of another Zen 4, of 64: 29 without, 25 with 4 KiB into L1 alone, 58 with 8 and 0.75.
-  // Zen 5, two threads, of 80: int8 59 without, 60 with 16 and 1 KiB, 76 with 8 and none; bf16 73
-  // without, 76 with 2 KiB into L1 alone. Emerald Rapids, two threads, bf16, of 23.6: 19.7 without,
-  // 22.5 with 3 KiB into L1 alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as
-  // well with 8 and 0.75 as with anything. Granite Rapids, bf16, of 33: 31 without, 34 with 2 KiB;
-  // fp32 3 to 10 % slower with any.
+  // would have trained the processor's own prefetcher. GB/s of two threads but where it says other:
+  // Zen 3, of 35: bf16 29 without any, 32 with 1 KiB, 25 with 3; fp32 33 without, 27 with 1 KiB.
+  // Zen 4, of 35 to 58, share of it: fp16 88 % without, 69 with 8 KiB into L2, 76 with 4 and 0.75;
+  // bf16 87, 80 and 85, AVX2 94 and 57; fp32 82 without, 84 with 2 KiB into L2, 92 with 4 and 0.75;
+  // one thread, of 29: fp16 27 without, 14 with 8 KiB into L2. int8 on another Zen 4, of 64: 29
+  // without, 25 with 4 KiB into L1 alone, 58 with 8 and 0.75.
+  // Zen 5, of 80: int8 59 without, 60 with 16 and 1 KiB, 76 with 8 and none; bf16 73 without, 76
+  // with 2 KiB into L1 alone. Emerald Rapids, bf16, of 23.6: 19.7 without, 22.5 with 3 KiB into L1
+  // alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as well with 8 and 0.75 as
+  // with anything. Granite Rapids, bf16, of 33: 31 without, 34 with 2 KiB; fp32 3 to 10 % slower
+  // with any.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
@@ -233,9 +234,10 @@ StreamAhead stream_ahead(int type) noexcept {
   // GCC 12 has no name for Zen 5, the only one of AMD's with this instruction.
   static const bool zen5 = amd && __builtin_cpu_supports("avx512vp2intersect") != 0;
   if (amd && !zen3) {
-    if (type == kWeightF32) return {2048, 0};
+    if (zen5 && type == kWeightF32) return {2048, 0};
     if (zen5) return codes ? StreamAhead{8192, 0} : StreamAhead{0, 2048};
-    return codes ? StreamAhead{16384, 1024} : StreamAhead{8192, 0};
+    if (type == kWeightF32) return {4096, 768};
+    return codes ? StreamAhead{16384, 1024} : kNone;
   }
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
