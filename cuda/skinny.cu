@@ -46,14 +46,12 @@ constexpr float kLoScale = Codec::kBf16 ? 1.0f : 2048.0f;
 
 /// Pairs of loads (outputs g and g + 8) in flight per lane: what 128 registers hold; of int4 with
 /// their scales.
-template <class Codec, int kProducts>
-constexpr int kAhead = Codec::kGroups                       ? (kProducts == 8   ? 2
-                                                               : kProducts == 4 ? 3
-                                                                                : 4)
-                       : Codec::kQuantised && kProducts > 2 ? 4
-                       : kProducts == 8                     ? 4
-                       : kProducts == 1                     ? 8
-                                                            : 6;
+template <class Codec>
+WKV_HD constexpr int pairs_ahead(int products) {
+  if (Codec::kGroups) return products <= 2 ? 4 : products == 4 ? 3 : 2;
+  if (products == 8 || (Codec::kQuantised && products > 2)) return 4;
+  return products == 1 ? 8 : 6;
+}
 
 /// Which activations a thread fetches: the warps are dealt out to rows, whose runs of 8 their lanes
 /// take by turns. (Dividing by the number of runs for each takes longer than the copy.)
@@ -141,7 +139,7 @@ __global__ void __launch_bounds__(kWarps * 32, 16 / kWarps)
   constexpr int kThreads = kWarps * 32;
   constexpr int kColumns = 8 * kProducts;
   constexpr int kLoadInputs = kStepInputs * Codec::kSteps;
-  constexpr int kUnroll = kAhead<Codec, kProducts>;
+  constexpr int kUnroll = pairs_ahead<Codec>(kProducts);
   constexpr bool kFetchTerms = kProducts < 4;  // or else they spill
   constexpr int kUnrolledSteps = Codec::kGroups && kProducts > 1 ? 1 : Codec::kSteps;
   WKV_SHARED(shared);
