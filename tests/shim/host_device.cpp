@@ -1,9 +1,10 @@
 // cuda/device.h on the host. Memory is filled with NaN and fenced: a kernel that reads what nobody
 // wrote or writes past the end is found. Built as a plugin (WKV_CUDA_PLUGIN=libwkv_cuda_shim.so) it
 // lets every test of device "cuda" run without a GPU.
-//   WKV_SHIM_DEVICES  number of devices; 1
-//   WKV_SHIM_SM       architecture of a device that is opened now; 90
-//   WKV_SHIM_MEMORY   bytes it has; no limit
+//   WKV_SHIM_DEVICES     number of devices; 1
+//   WKV_SHIM_SM          architecture of a device that is opened now; 90
+//   WKV_SHIM_PROCESSORS  how many it has; 4
+//   WKV_SHIM_MEMORY      bytes it has; no limit
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -58,7 +59,7 @@ class HostDevice final : public cuda::Device {
     return "host shim, graphs captured: " + std::to_string(captured_) +
            ", replayed: " + std::to_string(replayed_);
   }
-  int processors() const noexcept override { return 4; }
+  int processors() const noexcept override { return processors_; }
   int capability() const noexcept override { return capability_; }
   int shared_bytes() const noexcept override { return shared_of(capability_); }
 
@@ -137,6 +138,7 @@ class HostDevice final : public cuda::Device {
   int index_;
   int captured_ = 0, replayed_ = 0;
   int capability_ = static_cast<int>(setting("WKV_SHIM_SM", 90));
+  int processors_ = static_cast<int>(setting("WKV_SHIM_PROCESSORS", 4));
   std::size_t memory_ = setting("WKV_SHIM_MEMORY", SIZE_MAX);
 };
 

@@ -333,6 +333,13 @@ TEST_CASE(
   unsetenv("WKV_SHIM_SM");
 }
 
+TEST_CASE("many inputs on many processors: clusters of up to eight blocks") {
+  setenv("WKV_SHIM_PROCESSORS", "132", 1);
+  check_rows(4100, 40, {1, 7, 16, 24, 64});
+  check_rows(4100, 600, {8, 40});
+  unsetenv("WKV_SHIM_PROCESSORS");
+}
+
 TEST_CASE("packed codes decode to themselves") {
   constexpr int kIn = 150;
   std::vector<std::uint8_t> bytes(kIn), packed(192);
