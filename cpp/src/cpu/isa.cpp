@@ -234,10 +234,9 @@ StreamAhead stream_ahead(int type) noexcept {
   // GCC 12 has no name for Zen 5, the only one of AMD's with this instruction.
   static const bool zen5 = amd && __builtin_cpu_supports("avx512vp2intersect") != 0;
   if (amd && !zen3) {
-    if (zen5 && type == kWeightF32) return {2048, 0};
-    if (zen5) return codes ? StreamAhead{8192, 0} : StreamAhead{0, 2048};
-    if (type == kWeightF32) return {4096, 768};
-    return codes ? StreamAhead{16384, 1024} : kNone;
+    if (type == kWeightF32) return zen5 ? StreamAhead{2048, 0} : StreamAhead{4096, 768};
+    if (codes) return zen5 ? StreamAhead{8192, 0} : StreamAhead{16384, 1024};
+    return zen5 ? StreamAhead{0, 2048} : kNone;
   }
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
