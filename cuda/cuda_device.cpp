@@ -182,7 +182,8 @@ class CudaDevice final : public Device {
   }
 
  private:
-  /// A kernel may have 48 KB without asking, its static part included (skinny: 8.3 KB).
+  /// A kernel may have 48 KB without asking, its static part included; those with a dynamic one
+  /// have at most 128 bytes of it.
   static constexpr std::uint32_t kSurelyFits = 36 * 1024;
   void use() const { check(cudaSetDevice(index_), "cudaSetDevice"); }
 

@@ -4,8 +4,8 @@
 // Activations wait in shared memory, of up to 8 rows as two halves each (x = hi + lo, 22 bits),
 // which use columns of the product that would be idle. A warp streams a part of the inputs of some
 // tiles of 16 outputs; the sums of all warps meet in shared memory once, at the end. Blocks that
-// share the inputs of a tile are a cluster, which adds up in shared memory too; where there are no
-// clusters (before sm_90) the last of them adds what all left in memory.
+// share the inputs of a tile are a cluster, which adds up in shared memory too, or the last of them
+// adds what all left in memory (before sm_90, and where so many clusters would not run at once).
 #include "cuda/codec.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/kernels.h"
@@ -30,8 +30,6 @@ WKV_HD int pitch_of(int inputs, int outputs) {
   return row_pitch(inputs > 2 * outputs ? inputs : 2 * outputs);
 }
 
-/// Halves of an activation.
-WKV_HD int halves_of(int rows) { return rows <= kSplitRows ? 2 : 1; }
 /// Products of 8 columns: hi and lo of up to 4 rows side by side in one, of up to 8 in two; then
 /// one for 8 rows each.
 WKV_HD int products_of(int rows) { return rows <= 4 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : 8; }

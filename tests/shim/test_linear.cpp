@@ -200,7 +200,12 @@ TEST_CASE("products fit the shared memory of every architecture") {
     CAPTURE(device.sm);
     setenv("WKV_SHIM_SM", device.sm, 1);
     for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::int4})
-      for (const Shape s : {Shape{8, 5000, 16}, {40, 520, 70}, {64, 4000, 20}, {70, 300, 130}}) {
+      for (const Shape s : {Shape{8, 5000, 16},
+                            {16, 2100, 16},
+                            {32, 2100, 16},
+                            {40, 520, 70},
+                            {64, 4000, 20},
+                            {70, 300, 130}}) {
         CAPTURE(dtype_name(dtype));
         CAPTURE(s.rows);
         Bench bench;  // the shim refuses a launch that does not fit
