@@ -129,8 +129,12 @@ double cpu_seconds() {
 std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weights, int rows,
                                    int threads, double seconds) {
   const Matrix& w = weights.matrices[0];
-  auto x = random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.in), 3);
-  std::vector<float> y(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.out));
+  const auto values =
+      random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.in), 3);
+  const Buffer x = allocate_host(values.size() * sizeof(float));
+  std::memcpy(x.data(), values.data(), x.bytes());
+  const Buffer y = allocate_host(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.out) *
+                                 sizeof(float));
   std::vector<double> clean, all;
   std::size_t next = 0;
   const auto start = Clock::now();
@@ -143,8 +147,8 @@ std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weig
     double elapsed = 0;
     int n = 0;
     for (; elapsed < 0.004; elapsed = since(begin), ++n) {
-      const LinearJob job{view(y, rows, w.out),
-                          view(x, rows, w.in),
+      const LinearJob job{{nullptr, y.data(), rows, w.out, w.out, DType::f32},
+                          {nullptr, x.data(), rows, w.in, w.in, DType::f32},
                           &weights.matrices[next++ % weights.matrices.size()],
                           {}};
       backend.linear({&job, 1});

@@ -74,6 +74,11 @@ inline void tile_load(const void* from, ptrdiff_t row_stride) {
 }
 
 template <int T>
+inline void tile_stream(const void* from, ptrdiff_t row_stride) {
+  tile_load<T>(from, row_stride);
+}
+
+template <int T>
 inline void tile_store(void* to, ptrdiff_t row_stride) {
   if (!tile_require(tile_exists(T))) return;
   for (int r = 0; r < tile_file.config.rows[T]; ++r)
@@ -139,9 +144,9 @@ inline void tile_dot_bf16() {
   }
 }
 
-/// TDPBSUD: signed bytes of A by unsigned bytes of B, modulo 2^32.
-template <int C, int A, int B>
-inline void tile_dot_int8() {
+/// Bytes of A by bytes of B, modulo 2^32.
+template <class ByteA, class ByteB, int C, int A, int B>
+inline void tile_dot_bytes() {
   if (!tile_dot_fits<C, A, B>()) return;
   tile_count();
   const TileConfig& t = tile_file.config;
@@ -151,10 +156,22 @@ inline void tile_dot_int8() {
       __builtin_memcpy(&sum, tile_file.bytes[C][m] + 4 * n, sizeof sum);
       for (int k = 0; k < t.row_bytes[A] / 4; ++k)
         for (int i = 0; i < 4; ++i)
-          sum += (uint32_t)((int8_t)tile_file.bytes[A][m][4 * k + i] *
-                            (int)tile_file.bytes[B][k][4 * n + i]);
+          sum += (uint32_t)((int)(ByteA)tile_file.bytes[A][m][4 * k + i] *
+                            (int)(ByteB)tile_file.bytes[B][k][4 * n + i]);
       __builtin_memcpy(tile_file.bytes[C][m] + 4 * n, &sum, sizeof sum);
     }
+}
+
+/// TDPBSUD.
+template <int C, int A, int B>
+inline void tile_dot_int8_uint8() {
+  tile_dot_bytes<int8_t, uint8_t, C, A, B>();
+}
+
+/// TDPBUSD.
+template <int C, int A, int B>
+inline void tile_dot_uint8_int8() {
+  tile_dot_bytes<uint8_t, int8_t, C, A, B>();
 }
 
 }  // namespace

@@ -28,10 +28,11 @@ from ops.test_linear import EPS, bits, check, product, values, weight
 TARGETS = cpu_targets()
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 PRECISIONS = ["auto", "exact", "fast", "w8a8"]
-# Tiles of 16 rows and of 32 or 64 inputs, panels of 32 outputs, blocks of 256 or 512 inputs, groups
-# of 128 or 256 outputs, chunks of 256 rows: one less, as many, one more.
+# Tiles of 16 rows and of 32 or 64 inputs, panels of 32 outputs, blocks of 256, 512 or 1024 inputs,
+# bands of 1024 or 2048, groups of 256 outputs, chunks of 256 rows: one less, as many, one more.
 ROWS = [1, 15, 16, 17, 31, 33, 47, 255, 257, 299]
 SHAPES = [(1, 1), (15, 31), (17, 33), (33, 63), (95, 65), (129, 255), (31, 513), (257, 131)]
+SHAPES += [(33, 2049), (289, 1025)]
 
 
 @pytest.fixture(autouse=True)

@@ -43,6 +43,12 @@ inline void tile_load(const void* from, ptrdiff_t row_stride) {
   asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row_stride) : "memory");
 }
 
+/// The same of what L1 need not keep.
+template <int T>
+inline void tile_stream(const void* from, ptrdiff_t row_stride) {
+  asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(T), "r"(from), "r"(row_stride) : "memory");
+}
+
 template <int T>
 inline void tile_store(void* to, ptrdiff_t row_stride) {
   asm volatile("tilestored %%tmm%c0, (%1,%2,1)" ::"i"(T), "r"(to), "r"(row_stride) : "memory");
@@ -56,8 +62,14 @@ inline void tile_dot_bf16() {
 
 /// C [16][16] int32 += A [16][64] int8 * B uint8, in which rows are fours of inputs [16][16][4].
 template <int C, int A, int B>
-inline void tile_dot_int8() {
+inline void tile_dot_int8_uint8() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+/// The same of A uint8 and B int8.
+template <int C, int A, int B>
+inline void tile_dot_uint8_int8() {
+  asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
 #endif

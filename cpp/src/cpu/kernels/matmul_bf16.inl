@@ -49,17 +49,18 @@ inline Expand expand_of(const MatmulArgs& a) {
   }
 }
 
-/// An fp32 panel [steps * 32][kPanelCols] as pairs of bf16.
-inline void to_pairs(const float* from, int steps, int parts, char* panel) {
+/// A step of an fp32 panel, [32][kPanelCols], as pairs of bf16.
+inline void to_pairs(const float* from, int parts, const PanelTo& to) {
   alignas(64) uint16_t order[32];
   for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
   const __m512i interleaved = _mm512_load_si512(order);
-  for (int pair = 0; pair < steps * kRows; ++pair, from += 2 * kPanelCols, panel += kPanelRowBytes)
+  char* panel = to.at;
+  for (int pair = 0; pair < kRows; ++pair, from += 2 * kPanelCols, panel += kPanelRowBytes)
     for (int half = 0; half < 2; ++half) {
       f32v even = load(from + half * W), odd = load(from + kPanelCols + half * W);
       for (int part = 0; part < parts; ++part) {
         const __m512i bits = to_bf16(even, odd);
-        _mm512_storeu_si512(panel + part * kPanelBytes + half * kRowBytes,
+        _mm512_storeu_si512(panel + part * to.part_bytes + half * kRowBytes,
                             _mm512_permutexvar_epi16(interleaved, bits));
         if (part + 1 == parts) break;
         even = remainder(even, _mm512_castsi512_si256(bits));
@@ -79,7 +80,7 @@ struct Floats {
   using Row = FloatRow;
   static constexpr int kInputs = 32;  // of a tile
   static constexpr bool kSumsPerPart = false;
-  static constexpr size_t kSpareBytes = sizeof(float) * kSteps * kInputs * kPanelCols;
+  static constexpr size_t kSpareBytes = sizeof(float) * kInputs * kPanelCols;
 
   static int x_parts(const MatmulArgs& a) { return parts_of_x(a); }
   static int w_parts(const MatmulArgs& a) { return parts_of_w(a); }
@@ -101,36 +102,77 @@ struct Floats {
     return {needs_sums(a.scales) ? row_sums(a.scales, x, a.in) : RowSums{}};
   }
 
-  static void start(const MatmulArgs&, void*) {}
-
-  static void expand(const MatmulArgs& a, int j, int n, int columns, int k0, int depth, int steps,
-                     char* panel, void* spare) {
-    j += n * kPanelCols;
+  static void expand(const MatmulArgs& a, const Stage& s, const PanelTo& to, void* spare) {
     if (a.type == kWeightBF16 && !a.input_major) {
-      turn_dwords(a, j, columns, 2 * k0, 2 * depth, steps, 0, 0, panel);
-      turn_dwords(a, j + W, columns - W, 2 * k0, 2 * depth, steps, 0, 0, panel + kRowBytes);
-      return;
+      const auto expand = Unit::kTurned ? copy_panel : turn_panel;
+      return expand(a, s, sizeof(bf16), 0, 0, to.at);
     }
-    float* values = (float*)spare;
-    expand_of(a)(a, j, columns, k0, depth, values);
-    const int absent = steps * kInputs - depth;
-    __builtin_memset(values + depth * kPanelCols, 0, (size_t)(absent * kPanelCols) * sizeof(float));
-    to_pairs(values, steps, parts_of_w(a), panel);
+    if constexpr (Unit::kTurned) {
+      return a.type == kWeightF16 ? round_rows<f16>(a, s, to) : round_rows<float>(a, s, to);
+    } else {
+      auto* values = (float*)spare;
+      for (int step = 0; step < s.steps; ++step) {
+        const int k = step * kInputs, depth = s.depth - k < kInputs ? s.depth - k : kInputs;
+        expand_of(a)(a, s.j, s.columns, s.k0 + k, depth, values);
+        const auto absent = (size_t)((kInputs - depth) * kPanelCols);
+        __builtin_memset(values + depth * kPanelCols, 0, absent * sizeof(float));
+        to_pairs(values, parts_of_w(a), {to.at + step * kStepBytes, to.part_bytes});
+      }
+    }
+  }
+
+  /// Rows of W in parts.
+  template <class T>
+  static void round_rows(const MatmulArgs& a, const Stage& s, const PanelTo& to) {
+    const int parts = parts_of_w(a);
+    for (int i = 0; i < kPanelCols; ++i) {
+      const T* w = (const T*)((const char*)a.w + (s.j + i) * a.row_bytes) + s.k0;
+      char* at = to.at + i % W * kPanelRowBytes + i / W * kRowBytes;
+      for (int step = 0; step < s.steps; ++step, w += kInputs, at += kStepBytes) {
+        const int n = i < s.columns ? s.depth - step * kInputs : 0;
+        f32v first{}, second{};
+        if (n >= kInputs) {
+          first = load(w), second = load(w + W);
+        } else if (n > 0) {
+          T part[kInputs] = {};
+          __builtin_memcpy(part, w, (size_t)n * sizeof(T));
+          first = load(part), second = load(part + W);
+        }
+        for (int part = 0; part < parts; ++part) {
+          const __m512i bits = to_bf16(first, second);
+          _mm512_storeu_si512(at + part * to.part_bytes, bits);
+          first = remainder(first, _mm512_castsi512_si256(bits));
+          second = remainder(second, _mm512_extracti64x4_epi64(bits, 1));
+        }
+      }
+    }
   }
 
   /// The smallest products first.
   static int sweeps(int x_parts, int w_parts, const char* x, ptrdiff_t part_bytes,
-                    const char* panel, Sweep (&to)[3]) {
+                    const char* panel, ptrdiff_t panel_part, Sweep (&to)[3]) {
     int n = 0;
     if (x_parts > 1) to[n++] = {x + part_bytes, panel};
-    if (w_parts > 1) to[n++] = {x, panel + kPanelBytes};
+    if (w_parts > 1) to[n++] = {x, panel + panel_part};
     to[n++] = {x, panel};
     return n;
   }
 
-  static void finish(const MatmulArgs& a, const Row& row, const char* sums, int, int m,
-                     ptrdiff_t y_row, int j, int stop, int, const void*) {
-    store_outputs(a, row.sums, (const float*)(sums + m * kPanelRowBytes), y_row, j, stop);
+  static void finish(const MatmulArgs& a, const Row* known, char* sums, int, int first, int begin,
+                     int end, const Stage& s, const void*) {
+    if constexpr (Unit::kTurned) turn_squares(sums, begin / kRows, (end + kRows - 1) / kRows);
+    const auto* products = (const float*)sums;
+    if (s.columns < kPanelCols) {
+      for (int m = begin; m < end; ++m)
+        store_outputs(a, known[first + m].sums, products + m * kPanelCols, first + m, s.j,
+                      s.j + s.columns);
+      return;
+    }
+    const PanelEnd panel(a, s.j);
+    for (int m = begin; m < end; ++m) {
+      const float* p = products + m * kPanelCols;
+      panel.store_row(known[first + m].sums, {load(p), load(p + W)}, first + m);
+    }
   }
 };
 

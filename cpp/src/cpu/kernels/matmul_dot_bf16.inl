@@ -13,16 +13,20 @@ namespace tiles {
 /// Eight rows of x and a panel: 16 sums, 2 of W, x as an embedded broadcast. Denormals are zero in
 /// these products, as in those of AMX.
 struct DotUnit {
+  static constexpr bool kTurned = false;
+  static constexpr int kShift = 3;
   static void begin() {}
   static void end() {}
 
   static void run(const Sweep* sweeps, int count, int steps, ptrdiff_t next, int row_tiles,
-                  char* sums, bool add) {
+                  char* sums, bool add, PanelAhead& ahead, int lines) {
     for (int t = 0; t < row_tiles; ++t)
-      for (int r = 0; r < kRows; r += 8)
+      for (int r = 0; r < kRows; r += 8) {
         for (int s = 0; s < count; ++s)
           eight_rows(sweeps[s].x + t * next + r * kRowBytes, sweeps[s].w, steps,
                      (float*)(sums + (t * kRows + r) * kPanelRowBytes), add || s > 0);
+        ahead.ask(lines * steps / 2);
+      }
   }
 
   __attribute__((noinline)) static void eight_rows(const char* x, const char* w, int steps,

@@ -108,17 +108,16 @@ inline void interleave(const unsigned char* const (&rows)[4], char* panel) {
   }
 }
 
-/// Codes of inputs [k0, k0 + depth), made unsigned by `flip` in every byte.
-inline void expand_input_major(const MatmulArgs& a, int j, int columns, int k0, int depth,
-                               int steps, int flip, char* panel) {
+/// The codes of a stage, made unsigned by `flip` in every byte.
+inline void expand_input_major(const MatmulArgs& a, const Stage& s, int flip, char* panel) {
   unsigned char part[4][kPanelCols];
-  for (int k = 0; k < steps * kRowBytes; k += 4, panel += kPanelRowBytes) {
+  for (int k = 0; k < s.steps * kRowBytes; k += 4, panel += kPanelRowBytes) {
     const unsigned char* rows[4];
     for (int i = 0; i < 4; ++i) {
-      rows[i] = (const unsigned char*)a.w + (k0 + k + i) * a.row_bytes + j;
-      if (columns == kPanelCols && k + i < depth) continue;
+      rows[i] = (const unsigned char*)a.w + (s.k0 + k + i) * a.row_bytes + s.j;
+      if (s.columns == kPanelCols && k + i < s.depth) continue;
       __builtin_memset(part[i], flip, kPanelCols);
-      if (k + i < depth) __builtin_memcpy(part[i], rows[i], (size_t)columns);
+      if (k + i < s.depth) __builtin_memcpy(part[i], rows[i], (size_t)s.columns);
       rows[i] = part[i];
     }
     interleave(rows, panel);
@@ -137,7 +136,7 @@ struct Codes {
   using Row = CodeRow;
   static constexpr int kInputs = 64;  // of a tile
   static constexpr bool kSumsPerPart = true;
-  static constexpr size_t kSpareBytes = 256 * sizeof(int);  // sums of the codes of each output
+  static constexpr size_t kSpareBytes = kGroup * sizeof(int);  // sums of the codes of each output
 
   static int x_parts(const MatmulArgs& a) { return digits_of(a); }
   static int w_parts(const MatmulArgs&) { return 1; }
@@ -185,69 +184,100 @@ struct Codes {
     }
   }
 
-  static void start(const MatmulArgs&, void* spare) { __builtin_memset(spare, 0, kSpareBytes); }
-
-  static void expand(const MatmulArgs& a, int j, int n, int columns, int k0, int depth, int steps,
-                     char* panel, void* spare) {
+  static void expand(const MatmulArgs& a, const Stage& s, const PanelTo& to, void* spare) {
     const int flip = a.type == kWeightI8 ? 0x80 : 0;
-    j += n * kPanelCols;
-    if (a.input_major) {
-      expand_input_major(a, j, columns, k0, depth, steps, flip, panel);
-    } else {
-      turn_dwords(a, j, columns, k0, depth, steps, flip, 0x01010101u * (uint32_t)flip, panel);
-      turn_dwords(a, j + W, columns - W, k0, depth, steps, flip, 0x01010101u * (uint32_t)flip,
-                  panel + kRowBytes);
-    }
+    const auto expand_rows = Unit::kTurned ? copy_panel : turn_panel;
+    if (a.input_major)
+      expand_input_major(a, s, flip, to.at);
+    else
+      expand_rows(a, s, 1, flip, 0x01010101u * (uint32_t)flip, to.at);
     if (digits_of(a) > 1) return;
-    int* sums = (int*)spare + n * kPanelCols;
+    int* sums = (int*)spare + s.panel * kPanelCols;
+    if (s.block == 0) __builtin_memset(sums, 0, kPanelCols * sizeof(int));
     for (int half = 0; half < kPanelCols; half += W) {
-      __m512i total = _mm512_loadu_si512(sums + half);
-      for (int i = 0; i < steps * kRows; ++i)
-        total = _mm512_dpbusd_epi32(
-            total, _mm512_loadu_si512(panel + i * kPanelRowBytes + half * 4), _mm512_set1_epi8(1));
-      _mm512_storeu_si512(sums + half, total);
+      __m512i total[1 + (W - 1) * Unit::kTurned] = {};
+      for (int i = 0; i < s.steps * kRows; ++i) {
+        __m512i& t = total[Unit::kTurned ? i % kRows : 0];
+        t = _mm512_dpbusd_epi32(t, _mm512_loadu_si512(to.at + i * kPanelRowBytes + half * 4),
+                                _mm512_set1_epi8(1));
+      }
+      __m512i all = total[0];
+      if constexpr (Unit::kTurned) {
+        int each[W];
+        for (int i = 0; i < W; ++i) each[i] = _mm512_reduce_add_epi32(total[i]);
+        all = _mm512_loadu_si512(each);
+      }
+      _mm512_storeu_si512(sums + half, _mm512_add_epi32(_mm512_loadu_si512(sums + half), all));
     }
   }
 
-  static int sweeps(int, int, const char* x, ptrdiff_t, const char* panel, Sweep (&to)[3]) {
+  static int sweeps(int, int, const char* x, ptrdiff_t, const char* panel, ptrdiff_t,
+                    Sweep (&to)[3]) {
     to[0] = {x, panel};
     return 1;
   }
 
   /// a: at_the_end().
-  static void finish(const MatmulArgs& a, const Row& row, const char* sums, int digits, int m,
-                     ptrdiff_t y_row, int j, int stop, int n, const void* spare) {
+  static void finish(const MatmulArgs& a, const Row* known, char* sums, int digits, int first,
+                     int begin, int end, const Stage& s, const void* spare) {
+    if constexpr (Unit::kTurned)
+      turn_squares(sums, begin / kRows * digits, (end + kRows - 1) / kRows * digits);
+    if (s.columns < kPanelCols) {
+      for (int m = begin; m < end; ++m) {
+        f32v p[2];
+        float products[kPanelCols];
+        combine(a, known[first + m], sums, digits, m, s, spare, p);
+        store(products, p[0]);
+        store(products + W, p[1]);
+        store_outputs(a, known[first + m].fp32, products, first + m, s.j, s.j + s.columns);
+      }
+      return;
+    }
+    const PanelEnd panel(a, s.j);
+    for (int m = begin; m < end; ++m) {
+      f32v p[2];
+      combine(a, known[first + m], sums, digits, m, s, spare, p);
+      panel.store_row(known[first + m].fp32, p, first + m);
+    }
+  }
+
+  /// The products of row m of a chunk from those of its digits.
+  static void combine(const MatmulArgs& a, const Row& row, const char* sums, int digits, int m,
+                      const Stage& s, const void* spare, f32v (&products)[2]) {
     const char* at = sums + ((ptrdiff_t)(m / kRows * digits) * kRows + m % kRows) * kPanelRowBytes;
-    float products[kPanelCols];
-    for (int half = 0; half < kPanelCols; half += W) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
       f32v p{};
       for (int d = 0; d < digits; ++d) {
-        __m512i v = _mm512_loadu_si512(at + d * kTileBytes * 2 + half * 4);
+        __m512i v = _mm512_loadu_si512(at + d * kTileBytes * 2 + half * kRowBytes);
         v = _mm512_sub_epi32(v, _mm512_set1_epi32((int)(128u * (unsigned)row.sums[d])));
         if (row.zero != 0) {  // (X - zero) (code - 128), in 32 bits modulo 2^32
-          __m512i codes = _mm512_loadu_si512((const int*)spare + n * kPanelCols + half);
+          __m512i codes = _mm512_loadu_si512((const int*)spare + s.panel * kPanelCols + half * W);
           codes = _mm512_sub_epi32(codes, _mm512_set1_epi32(128 * a.in));
           v = _mm512_sub_epi32(v, _mm512_mullo_epi32(codes, _mm512_set1_epi32(row.zero)));
         }
         p = p * 256.0f + (f32v)_mm512_cvtepi32_ps(v);
       }
-      store(products + half, p * row.scale);
+      products[half] = p * row.scale;
     }
-    store_outputs(a, row.fp32, products, y_row, j, stop);
   }
 };
 
 /// The dot products of AVX-512 VNNI: eight rows of a tile at a time, two vectors of outputs.
 struct VnniUnit {
+  static constexpr bool kTurned = false;
+  static constexpr int kShift = 3;
   static void begin() {}
   static void end() {}
 
   static void run(const Sweep* sweeps, int, int steps, ptrdiff_t next, int row_tiles, char* sums,
-                  bool add) {
+                  bool add, PanelAhead& ahead, int lines) {
     for (int t = 0; t < row_tiles; ++t)
-      for (int r = 0; r < kRows; r += 8)
+      for (int r = 0; r < kRows; r += 8) {
         eight_rows(sweeps->x + t * next + r * kRowBytes, sweeps->w, steps,
                    sums + (t * kRows + r) * kPanelRowBytes, add);
+        ahead.ask(lines * steps / 2);
+      }
   }
 
   // Emerald Rapids: 79 % of the peak as a loop, 93 % as 16 steps in a row. Inlined, the pointers of

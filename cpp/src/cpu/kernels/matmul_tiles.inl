@@ -1,12 +1,16 @@
 // Products of many rows whose operands are cut into tiles of 1 KiB: 16 rows of x by 64 bytes of
 // inputs, against panels of W of 32 outputs in which the inputs of a dword lie together. This is
-// the order of the tile registers of AMX; the dot products of AVX-512 VNNI read it as well.
+// the order of the tile registers of AMX; the dot products of AVX-512 read it as well.
 //
-// Loops, outermost first: up to kChunkRows rows of x; a group of outputs, whose sums wait in L2;
-// kSteps tiles of inputs, for which the panels of the group are expanded once; pairs of tiles of x,
-// which stay in L1; the panels.
+// The work goes in stages: a panel of W and a block of inputs, for a chunk of up to kChunkRows rows
+// of x. The panel is expanded into L1, where pairs of tiles of x pass it from L2; W of the next
+// panel is asked for meanwhile. The blocks of a band of inputs follow each other: its x stays in L2
+// for all panels, and W is read in runs of 2 KiB.
 //
-// A family says what the tiles hold: how x is packed, how W is expanded, what the sums mean.
+// A family says what the tiles hold: how x is packed, how W is expanded, what the sums mean. Its
+// unit multiplies them. A unit is `turned` if its tiles of x, not those of W, have the inputs of a
+// dword together: then W in rows needs no transposition, and every square of 16 x 16 sums is one of
+// outputs by rows.
 #pragma once
 
 #include "cpu/kernels/matmul_codes.inl"
@@ -21,23 +25,41 @@ constexpr int kRows = 16;  // of x in a tile
 constexpr int kRowBytes = 64;
 constexpr ptrdiff_t kTileBytes = kRows * kRowBytes;
 constexpr int kPanelCols = 32;
-constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;  // a dword of inputs of every output
-constexpr int kSteps = 8;
-constexpr ptrdiff_t kPanelBytes = kSteps * kRows * kPanelRowBytes;  // 16 KiB
+constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;      // a dword of inputs of every output
+constexpr ptrdiff_t kStepBytes = kRows * kPanelRowBytes;  // of a panel
+constexpr int kGroup = 256;     // outputs, whose sums wait in L2 for the next band: 256 KiB
+constexpr int kBandSteps = 32;  // x of 256 rows is 512 KiB
 constexpr int kChunkRows = 256;
 constexpr int kMinRows = 16;  // fewer rows are computed in fp32
 
-/// How x lies packed: [chunk][block of kSteps steps][tile of rows][part][step], each one tile; then
-/// what is known of every row. The last block may have fewer steps.
+/// How x lies packed: [chunk][block of 2^shift steps][tile of rows][part][step], each one tile;
+/// then what is known of every row. The last block may have fewer steps.
 struct Layout {
-  int chunks, chunk_rows, tiles, parts, steps;
+  int chunks, chunk_rows, tiles, parts, steps, shift;
+  int blocks() const { return (steps + (1 << shift) - 1) >> shift; }
   ptrdiff_t chunk_bytes() const { return (ptrdiff_t)tiles * parts * steps * kTileBytes; }
   int block_steps(int block) const {
-    return steps - block * kSteps < kSteps ? steps - block * kSteps : kSteps;
+    const int left = steps - (block << shift), whole = 1 << shift;
+    return left < whole ? left : whole;
+  }
+  /// Blocks whose x stays in L2 while panels pass.
+  int band_blocks() const {
+    const int blocks = kBandSteps / parts >> shift;
+    return blocks > 1 ? blocks : 1;
+  }
+  int bands() const { return (blocks() + band_blocks() - 1) / band_blocks(); }
+  int band_begin(int band) const { return band * band_blocks(); }
+  int band_end(int band) const {
+    const int end = (band + 1) * band_blocks();
+    return end < blocks() ? end : blocks();
+  }
+  int band_steps(int band) const {
+    const int end = band_end(band) << shift;
+    return (end < steps ? end : steps) - (band_begin(band) << shift);
   }
   /// Of the first part and step of a tile.
   ptrdiff_t at(int chunk, int block, int tile) const {
-    const ptrdiff_t before = (ptrdiff_t)block * kSteps * tiles + tile * block_steps(block);
+    const ptrdiff_t before = (ptrdiff_t)(block << shift) * tiles + tile * block_steps(block);
     return chunk * chunk_bytes() + before * parts * kTileBytes;
   }
 };
@@ -50,6 +72,8 @@ Layout layout_of(const MatmulArgs& a) {
   l.tiles = l.chunk_rows / kRows;
   l.parts = Family::x_parts(a);
   l.steps = (a.in + Family::kInputs - 1) / Family::kInputs;
+  // 16 steps of a panel are 32 KiB, which L1 holds; of a panel of two parts, 8 steps.
+  l.shift = Family::kSumsPerPart || l.parts == 1 ? Family::Unit::kShift : 3;
   return l;
 }
 
@@ -80,10 +104,22 @@ struct PackedRow {
   char* packed;
   int chunk, tile, row;
   char* at(int step) const {  ///< the first part
-    return packed + l.at(chunk, step / kSteps, tile) + step % kSteps * kTileBytes + row * kRowBytes;
+    const int block = step >> l.shift;
+    return packed + l.at(chunk, block, tile) + (step - (block << l.shift)) * kTileBytes +
+           row * kRowBytes;
   }
-  ptrdiff_t part_bytes(int step) const { return l.block_steps(step / kSteps) * kTileBytes; }
+  ptrdiff_t part_bytes(int step) const { return l.block_steps(step >> l.shift) * kTileBytes; }
 };
+
+/// A tile of dwords, rows and columns exchanged.
+inline void turn_tile(char* tile) {
+  f32v v[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) v[i] = load((const float*)(tile + i * kRowBytes));
+  transpose(v);
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) store((float*)(tile + i * kRowBytes), v[i]);
+}
 
 template <class Family>
 void pack(const MatmulArgs& a, int begin, int end, void* packed) {
@@ -102,6 +138,11 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
         for (int part = 0; part < l.parts; ++part)
           __builtin_memset(to.at(step) + part * to.part_bytes(step), 0, kRowBytes);
     }
+    if (!Family::Unit::kTurned) continue;
+    const PackedRow first = {l, (char*)packed, chunk, tile, 0};
+    for (int step = 0; step < l.steps; ++step)
+      for (int part = 0; part < l.parts; ++part)
+        turn_tile(first.at(step) + part * first.part_bytes(step));
   }
 }
 
@@ -111,13 +152,22 @@ struct Sweep {
   const char* w;
 };
 
-/// What a thread needs of its scratch memory.
+/// Where the parts of a panel go.
+struct PanelTo {
+  char* at;
+  ptrdiff_t part_bytes;
+};
+
+/// What a thread needs of its scratch memory: a panel, sums [panel][row][kPanelCols] of a group,
+/// what the family keeps.
 struct Plan {
   Layout l;
-  int w_parts, sum_tiles, group;
+  int w_parts, sum_tiles;
 
-  size_t panel_bytes() const { return (size_t)(group / kPanelCols * w_parts) * kPanelBytes; }
-  size_t sum_bytes() const { return (size_t)(sum_tiles * kRows * group) * 4; }
+  ptrdiff_t part_bytes() const { return kStepBytes << l.shift; }
+  ptrdiff_t panel_bytes() const { return w_parts * part_bytes(); }
+  ptrdiff_t panel_sums() const { return sum_tiles * kRows * kPanelRowBytes; }
+  ptrdiff_t sum_bytes() const { return kGroup / kPanelCols * panel_sums(); }
 };
 
 template <class Family>
@@ -126,81 +176,108 @@ Plan plan_of(const MatmulArgs& a) {
   p.l = layout_of<Family>(a);
   p.w_parts = Family::w_parts(a);
   p.sum_tiles = Family::kSumsPerPart ? p.l.tiles * p.l.parts : p.l.tiles;
-  // Sums of 256 rows and 256 outputs are 256 KiB, which L2 holds beside the panels and x.
-  p.group = p.sum_tiles > kChunkRows / kRows ? 128 : 256;
   return p;
 }
 
 template <class Family>
 size_t scratch(const MatmulArgs& a) {
   const Plan p = plan_of<Family>(a);
-  return p.panel_bytes() + p.sum_bytes() + Family::kSpareBytes;
+  return (size_t)(p.panel_bytes() + p.sum_bytes()) + Family::kSpareBytes;
 }
 
-/// Outputs [begin, end). Sums of a group: [panel][row][kPanelCols].
+/// A panel of outputs and a block of inputs.
+struct Stage {
+  int chunk, group, band, panel, block;  ///< group counts over all chunks, panel within the group
+  int j, columns;                        ///< outputs
+  int k0, depth, steps;                  ///< inputs
+};
+
+/// The stages of outputs [begin, end).
+template <class Family>
+struct Stages {
+  const MatmulArgs& a;
+  const Layout& l;
+  int begin, end;
+
+  /// The panels of the outputs behind `end` follow the last chunk: this thread is likely to take
+  /// them next. No columns where there are none.
+  Stage stage(int chunk, int group, int band, int panel, int block) const {
+    Stage s = {chunk, group, band, panel, block, 0, 0, 0, 0, 0};
+    const bool inside = chunk < l.chunks;
+    s.j = (inside ? begin + group % groups() * kGroup : end) + panel * kPanelCols;
+    const int left = (inside ? end : a.out) - s.j;
+    s.columns = left < 0 ? 0 : left < kPanelCols ? left : kPanelCols;
+    s.k0 = (block << l.shift) * Family::kInputs;
+    s.steps = l.block_steps(block);
+    s.depth = depth_of(s.k0, s.steps);
+    return s;
+  }
+  int depth_of(int k0, int steps) const {
+    const int most = steps * Family::kInputs;
+    return a.in - k0 < most ? a.in - k0 : most;
+  }
+  Stage after(const Stage& s) const {
+    if (s.block + 1 == l.band_end(s.band)) return panel_after(s);
+    return stage(s.chunk, s.group, s.band, s.panel, s.block + 1);
+  }
+  /// The first block of the next panel.
+  Stage panel_after(const Stage& s) const {
+    const int first = l.band_begin(s.band);
+    const bool last = (s.panel + 1) * kPanelCols == kGroup || s.j + kPanelCols >= end;
+    if (!last || s.chunk == l.chunks) return stage(s.chunk, s.group, s.band, s.panel + 1, first);
+    if (s.band + 1 < l.bands())
+      return stage(s.chunk, s.group, s.band + 1, 0, l.band_begin(s.band + 1));
+    return stage((s.group + 1) / groups(), s.group + 1, 0, 0, 0);
+  }
+  /// W of a panel, the inputs of its band.
+  PanelAhead ahead(const Stage& s) const {
+    const int first = l.band_begin(s.band), steps = l.band_steps(s.band);
+    const int k0 = (first << l.shift) * Family::kInputs;
+    return PanelAhead::of(a, s.j, s.columns, k0, depth_of(k0, steps));
+  }
+  int groups() const { return (end - begin + kGroup - 1) / kGroup; }
+};
+
 template <class Family>
 void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void* scratch) {
   const Plan p = plan_of<Family>(a);
   const Layout& l = p.l;
+  char* panel = (char*)scratch;
+  char* sums = panel + p.panel_bytes();
+  char* spare = sums + p.sum_bytes();
+  const MatmulArgs at_the_end = Family::at_the_end(a);
+  const int next_tile = Family::kSumsPerPart ? 1 : l.parts;  // in parts
+  const int sums_per_tile = Family::kSumsPerPart ? l.parts : 1;
+  const Stages<Family> stages = {a, l, begin, end};
   const auto* known =
       (const typename Family::Row*)((const char*)packed + l.chunks * l.chunk_bytes());
-  char* panels = (char*)scratch;
-  char* sums = panels + p.panel_bytes();
-  char* spare = sums + p.sum_bytes();
-  const int blocks = (l.steps + kSteps - 1) / kSteps;
-  constexpr int kBlockInputs = kSteps * Family::kInputs;
-  const auto depth_of = [&](int block) {
-    return a.in - block * kBlockInputs < kBlockInputs ? a.in - block * kBlockInputs : kBlockInputs;
-  };
-  const MatmulArgs at_the_end = Family::at_the_end(a);
+  PanelAhead ahead;
+  int lines = 0;  // to ask for per step
   Family::Unit::begin();
-  for (int chunk = 0; chunk < l.chunks; ++chunk) {
-    const int first = chunk * l.chunk_rows;
+  for (Stage s = stages.stage(0, 0, 0, 0, 0); s.chunk < l.chunks; s = stages.after(s)) {
+    const int first = s.chunk * l.chunk_rows;
     const int rows = a.rows - first < l.chunk_rows ? a.rows - first : l.chunk_rows;
-    const int row_tiles = (rows + kRows - 1) / kRows;
-    const int sum_tiles = Family::kSumsPerPart ? row_tiles * l.parts : row_tiles;
-    const int next_tile = Family::kSumsPerPart ? 1 : l.parts;  // in parts
-    const ptrdiff_t panel_sums = (ptrdiff_t)p.sum_tiles * kRows * kPanelRowBytes;
-    for (int j = begin; j < end; j += p.group) {
-      const int columns = end - j < p.group ? end - j : p.group;
-      const int n_panels = (columns + kPanelCols - 1) / kPanelCols;
-      Family::start(a, spare);
-      for (int block = 0; block < blocks; ++block) {
-        const int steps = l.block_steps(block);
-        const ptrdiff_t part_bytes = steps * kTileBytes;
-        for (int n = 0; n < n_panels; ++n) {
-          const int here = columns - n * kPanelCols;
-          Family::expand(a, j, n, here < kPanelCols ? here : kPanelCols, block * kBlockInputs,
-                         depth_of(block), steps, panels + n * p.w_parts * kPanelBytes, spare);
-        }
-        PanelAhead ahead;
-        if (block + 1 < blocks) {
-          ahead = PanelAhead::of(a, j, columns, (block + 1) * kBlockInputs, depth_of(block + 1));
-        } else if (j + p.group < end) {
-          const int after = end - j - p.group;
-          ahead = PanelAhead::of(a, j + p.group, after < p.group ? after : p.group, 0, depth_of(0));
-        }
-        const int ask = ahead.lines() / ((sum_tiles + 1) / 2 * n_panels) + 1;
-        const char* x = (const char*)packed + l.at(chunk, block, 0);
-        for (int t = 0; t < sum_tiles; t += 2) {
-          for (int n = 0; n < n_panels; ++n) {
-            Sweep sweeps[3];
-            const int count =
-                Family::sweeps(l.parts, p.w_parts, x + t * next_tile * part_bytes, part_bytes,
-                               panels + n * p.w_parts * kPanelBytes, sweeps);
-            Family::Unit::run(sweeps, count, steps, next_tile * part_bytes,
-                              sum_tiles - t < 2 ? 1 : 2,
-                              sums + n * panel_sums + t * kRows * kPanelRowBytes, block > 0);
-            ahead.ask(ask);
-          }
-        }
-      }
-      for (int m = 0; m < rows; ++m)
-        for (int n = 0; n < n_panels; ++n) {
-          const int here = j + n * kPanelCols;
-          Family::finish(at_the_end, known[first + m], sums + n * panel_sums, l.parts, m, first + m,
-                         here, here + kPanelCols < end ? here + kPanelCols : end, n, spare);
-        }
+    const int sum_tiles = (rows + kRows - 1) / kRows * sums_per_tile;
+    const ptrdiff_t part_bytes = s.steps * kTileBytes;
+    const char* x = (const char*)packed + l.at(s.chunk, s.block, 0);
+    char* panel_sums = sums + s.panel * p.panel_sums();
+    if (s.block == l.band_begin(s.band)) {
+      ahead = stages.ahead(stages.panel_after(s));
+      const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band);
+      lines = (ahead.lines() + steps - 1) / steps;
+    }
+    Family::expand(a, s, {panel, p.part_bytes()}, spare);
+    for (int t = 0; t < sum_tiles; t += 2) {
+      const int two = sum_tiles - t < 2 ? 1 : 2;
+      Sweep sweeps[3];
+      const int products = Family::sweeps(l.parts, p.w_parts, x + t * next_tile * part_bytes,
+                                          part_bytes, panel, p.part_bytes(), sweeps);
+      Family::Unit::run(sweeps, products, s.steps, next_tile * part_bytes, two,
+                        panel_sums + t * kRows * kPanelRowBytes, s.block > 0, ahead, lines);
+      if (s.block + 1 < l.blocks()) continue;
+      const int done = (t + two) / sums_per_tile * kRows;
+      Family::finish(at_the_end, known, panel_sums, l.parts, first, t / sums_per_tile * kRows,
+                     done < rows ? done : rows, s, spare);
     }
   }
   Family::Unit::end();
@@ -210,31 +287,70 @@ template <class Family>
 constexpr GemmKernels kKernels = {packed_bytes<Family>, pack_units<Family>, pack<Family>,
                                   scratch<Family>, multiply<Family>};
 
-/// Rows [j, j + n) of W as dwords of consecutive inputs: to a half panel, the dwords of an input
-/// group beside each other. From byte `from` of each row; `bytes` of them, the rest of `steps`
-/// tiles and absent rows are `fill`; every dword is then changed by `flip`.
-inline void turn_dwords(const MatmulArgs& a, int j, int n, ptrdiff_t from, ptrdiff_t bytes,
-                        int steps, int fill, uint32_t flip, char* panel) {
-  const unsigned char* w = (const unsigned char*)a.w + j * a.row_bytes + from;
-  for (int step = 0; step < steps; ++step, bytes -= kRowBytes, w += kRowBytes) {
-    f32v v[W];
-    if (n >= W && bytes >= kRowBytes) {
+/// Sums of outputs by rows, in squares of tiles [begin, end), become sums of rows by outputs.
+inline void turn_squares(char* sums, int begin, int end) {
+  for (int tile = begin; tile < end; ++tile)
+    for (int half = 0; half < 2; ++half) {
+      char* square = sums + tile * kStepBytes + half * kRowBytes;
+      f32v v[W];
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load((const float*)(w + i * a.row_bytes));
-    } else {
-      for (int i = 0; i < W; ++i) {
-        unsigned char part[kRowBytes];
-        __builtin_memset(part, fill, sizeof part);
-        const ptrdiff_t here = bytes < kRowBytes ? bytes : kRowBytes;
-        if (i < n && here > 0) __builtin_memcpy(part, w + i * a.row_bytes, (size_t)here);
-        v[i] = load((const float*)part);
-      }
+      for (int i = 0; i < W; ++i) v[i] = load((const float*)(square + i * kPanelRowBytes));
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) store((float*)(square + i * kPanelRowBytes), v[i]);
     }
-    transpose(v);
-#pragma GCC unroll 16
-    for (int i = 0; i < W; ++i, panel += kPanelRowBytes)
-      store((float*)panel, (f32v)((u32v)v[i] ^ flip));
+}
+
+/// A line of inputs of W from byte `from` of row j on, of which `bytes` exist; the rest and absent
+/// rows are `fill`.
+inline f32v line_of(const MatmulArgs& a, int j, bool exists, ptrdiff_t from, ptrdiff_t bytes,
+                    int fill) {
+  const unsigned char* w = (const unsigned char*)a.w + j * a.row_bytes + from;
+  if (exists && bytes >= kRowBytes) return load((const float*)w);
+  unsigned char part[kRowBytes];
+  __builtin_memset(part, fill, sizeof part);
+  if (exists && bytes > 0) __builtin_memcpy(part, w, (size_t)bytes);
+  return load((const float*)part);
+}
+
+/// The block of W of a stage in rows, elements of `size` bytes, with `flip` in every dword. Step by
+/// step: row by row, whose lines lie 2 KiB apart in the panel, takes twice as long.
+inline void copy_panel(const MatmulArgs& a, const Stage& s, int size, int fill, uint32_t flip,
+                       char* panel) {
+  const ptrdiff_t from = (ptrdiff_t)s.k0 * size, bytes = (ptrdiff_t)s.depth * size;
+  for (int step = 0; step < s.steps; ++step, panel += kStepBytes) {
+    const ptrdiff_t at = from + step * kRowBytes, left = bytes - step * kRowBytes;
+    const bool whole = s.columns == kPanelCols && left >= kRowBytes;
+    const unsigned char* w = (const unsigned char*)a.w + s.j * a.row_bytes + at;
+    for (int i = 0; i < kPanelCols; ++i, w += a.row_bytes) {
+      const f32v v =
+          whole ? load((const float*)w) : line_of(a, s.j + i, i < s.columns, at, left, fill);
+      store((float*)(panel + i % W * kPanelRowBytes + i / W * kRowBytes), (f32v)((u32v)v ^ flip));
+    }
   }
+}
+
+/// The same as dwords of consecutive inputs, those of a row one below the other.
+inline void turn_panel(const MatmulArgs& a, const Stage& s, int size, int fill, uint32_t flip,
+                       char* panel) {
+  const ptrdiff_t from = (ptrdiff_t)s.k0 * size, bytes = (ptrdiff_t)s.depth * size;
+  for (int step = 0; step < s.steps; ++step, panel += kStepBytes)
+    for (int half = 0; half < 2; ++half) {
+      const ptrdiff_t at = from + step * kRowBytes, left = bytes - step * kRowBytes;
+      const int j = s.j + half * W, n = s.columns - half * W;
+      f32v v[W];
+      if (n >= W && left >= kRowBytes) {
+        const unsigned char* w = (const unsigned char*)a.w + j * a.row_bytes + at;
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) v[i] = load((const float*)(w + i * a.row_bytes));
+      } else {
+        for (int i = 0; i < W; ++i) v[i] = line_of(a, j + i, i < n, at, left, fill);
+      }
+      transpose(v);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i)
+        store((float*)(panel + half * kRowBytes + i * kPanelRowBytes), (f32v)((u32v)v[i] ^ flip));
+    }
 }
 
 }  // namespace tiles
