@@ -45,28 +45,79 @@ inline Expand expand_of(const MatmulArgs& a) {
     case kWeightBF16:
       return InputMajor<bf16>::expand;  // output-major needs no conversion
     default:
-      return a.input_major ? InputMajorI4::expand : StripsI4::expand;
+      return InputMajorI4::expand;  // strips_to_pairs takes the others
   }
 }
 
+/// Stores two inputs of sixteen outputs as pairs of bf16, every part.
+class Pairs {
+ public:
+  Pairs(int parts, ptrdiff_t part_bytes) : parts_(parts), part_bytes_(part_bytes) {
+    alignas(64) uint16_t order[32];
+    for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
+    interleaved_ = _mm512_load_si512(order);
+  }
+  void put(f32v even, f32v odd, char* at) const {
+    for (int part = 0;; at += part_bytes_) {
+      const __m512i bits = to_bf16(even, odd);
+      _mm512_storeu_si512(at, _mm512_permutexvar_epi16(interleaved_, bits));
+      if (++part == parts_) return;
+      even = remainder(even, _mm512_castsi512_si256(bits));
+      odd = remainder(odd, _mm512_extracti64x4_epi64(bits, 1));
+    }
+  }
+
+ private:
+  const int parts_;
+  const ptrdiff_t part_bytes_;
+  __m512i interleaved_;
+};
+
 /// A step of an fp32 panel, [32][kPanelCols], as pairs of bf16.
-inline void to_pairs(const float* from, int parts, const PanelTo& to) {
-  alignas(64) uint16_t order[32];
-  for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
-  const __m512i interleaved = _mm512_load_si512(order);
-  char* panel = to.at;
-  for (int pair = 0; pair < kRows; ++pair, from += 2 * kPanelCols, panel += kPanelRowBytes)
-    for (int half = 0; half < 2; ++half) {
-      f32v even = load(from + half * W), odd = load(from + kPanelCols + half * W);
-      for (int part = 0; part < parts; ++part) {
-        const __m512i bits = to_bf16(even, odd);
-        _mm512_storeu_si512(panel + part * to.part_bytes + half * kRowBytes,
-                            _mm512_permutexvar_epi16(interleaved, bits));
-        if (part + 1 == parts) break;
-        even = remainder(even, _mm512_castsi512_si256(bits));
-        odd = remainder(odd, _mm512_extracti64x4_epi64(bits, 1));
+inline void to_pairs(const float* from, const Pairs& pairs, char* to) {
+  for (int pair = 0; pair < kRows; ++pair, from += 2 * kPanelCols, to += kPanelRowBytes)
+    for (int half = 0; half < 2; ++half)
+      pairs.put(load(from + half * W), load(from + kPanelCols + half * W), to + half * kRowBytes);
+}
+
+/// The step of int4 weights that begins with input k. Absent outputs are zero.
+inline void strips_to_pairs(const MatmulArgs& a, const Stage& s, int k, const Pairs& pairs,
+                            char* to) {
+  static_assert(kStrip == W && kInt4Group == 2 * kRows);
+  alignas(64) float of_code[W];
+  for (int i = 0; i < W; ++i) of_code[i] = (float)(i - 8);
+  const __m512 values = _mm512_load_ps(of_code);
+  for (int half = 0; half < 2; ++half, to += kRowBytes) {
+    const ptrdiff_t group = k / kInt4Group;
+    const bool exists = half * W < s.columns;
+    const Strip strip = strip_at(a, (exists ? s.j + half * W : s.j) / kStrip);
+    const f32v scale = exists ? load(strip.scales + group * kStrip) : f32v{};
+    // The scales of the next panel: PanelAhead asks for its codes alone.
+    __builtin_prefetch(strip.scales + (2 * (ptrdiff_t)groups_of(a) + group) * kStrip);
+    const unsigned char* codes = strip.codes + group * kGroupBytes4;
+    char* at = to;
+    for (int line = 0; line < kLines4; ++line, codes += kLineBytes4) {
+      u32v dwords = (u32v)load_dwords(codes);
+#pragma GCC unroll 4
+      for (int pair = 0; pair < 4; ++pair, at += kPanelRowBytes, dwords >>= 8) {
+        const __m512 even = _mm512_permutexvar_ps((__m512i)dwords, values);
+        const __m512 odd = _mm512_permutexvar_ps((__m512i)(dwords >> 4), values);
+        pairs.put((f32v)even * scale, (f32v)odd * scale, at);
       }
     }
+  }
+}
+
+/// A step of weights in rows of outputs, all of its inputs and outputs.
+template <class T>
+void inputs_to_pairs(const MatmulArgs& a, int j, int k, const Pairs& pairs, char* to) {
+  const auto row = [&](int i) {
+    return (const T*)((const unsigned char*)a.w + (k + i) * a.row_bytes) + j;
+  };
+  for (int i = 0; i < 2 * kRows; i += 2, to += kPanelRowBytes) {
+    pairs.put(load(row(i)), load(row(i + 1)), to);
+    pairs.put(load(row(i) + W), load(row(i + 1) + W), to + kRowBytes);
+  }
 }
 
 struct FloatRow {
@@ -110,15 +161,26 @@ struct Floats {
     if constexpr (Unit::kTurned) {
       return a.type == kWeightF16 ? round_rows<f16>(a, s, to) : round_rows<float>(a, s, to);
     } else {
-      auto* values = (float*)spare;
+      const Pairs pairs(parts_of_w(a), to.part_bytes);
       for (int step = 0; step < s.steps; ++step) {
         const int k = step * kInputs, depth = s.depth - k < kInputs ? s.depth - k : kInputs;
-        expand_of(a)(a, s.j, s.columns, s.k0 + k, depth, values);
-        const auto absent = (size_t)((kInputs - depth) * kPanelCols);
-        __builtin_memset(values + depth * kPanelCols, 0, absent * sizeof(float));
-        to_pairs(values, parts_of_w(a), {to.at + step * kStepBytes, to.part_bytes});
+        expand_step(a, s, s.k0 + k, depth, pairs, to.at + step * kStepBytes, (float*)spare);
       }
     }
+  }
+
+  static void expand_step(const MatmulArgs& a, const Stage& s, int k, int depth, const Pairs& pairs,
+                          char* to, float* values) {
+    if (a.type == kWeightI4 && !a.input_major) return strips_to_pairs(a, s, k, pairs, to);
+    if (a.input_major && s.columns == kPanelCols && depth == kInputs) {
+      if (a.type == kWeightBF16) return inputs_to_pairs<bf16>(a, s.j, k, pairs, to);
+      if (a.type == kWeightF16) return inputs_to_pairs<f16>(a, s.j, k, pairs, to);
+      if (a.type == kWeightF32) return inputs_to_pairs<float>(a, s.j, k, pairs, to);
+    }
+    expand_of(a)(a, s.j, s.columns, k, depth, values);
+    const auto absent = (size_t)((kInputs - depth) * kPanelCols);
+    __builtin_memset(values + depth * kPanelCols, 0, absent * sizeof(float));
+    to_pairs(values, pairs, to);
   }
 
   /// Rows of W in parts.
