@@ -19,6 +19,7 @@ import argparse
 import functools
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -229,6 +230,8 @@ def run_rounds(
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+                if done.returncode < 0:
+                    reason = [f"it died of {signal.Signals(-done.returncode).name}"]
                 print(f"{contestant} is left out: {reason[0]}", file=sys.stderr)
                 alive.remove(contestant)
                 continue
