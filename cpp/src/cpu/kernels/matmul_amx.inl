@@ -74,7 +74,7 @@ struct AmxUnit {
         tile_zero<3>();
       }
     }
-    for (int s = 0; s < count; ++s, lines = 0) {
+    for (int s = 0; s < count; ++s) {
       const char* x = sweeps[s].x;
       const char* w = sweeps[s].w;
       for (int step = 0; step < steps; ++step, x += kTileBytes, w += kStepBytes) {

@@ -49,6 +49,20 @@ inline Expand expand_of(const MatmulArgs& a) {
   }
 }
 
+/// 32 values in parts, their bits as `arranged` puts them.
+template <class Arranged>
+inline void store_parts(f32v first, f32v second, int parts, char* at, ptrdiff_t part_bytes,
+                        Arranged arranged) {
+  for (int part = 0;; at += part_bytes) {
+    const __m512i bits = to_bf16(first, second);
+    _mm512_storeu_si512(at, arranged(bits));
+    if (++part == parts) return;
+    first = remainder(first, _mm512_castsi512_si256(bits));
+    second = remainder(second, _mm512_extracti64x4_epi64(bits, 1));
+  }
+}
+inline __m512i in_order(__m512i bits) { return bits; }
+
 /// Stores two inputs of sixteen outputs as pairs of bf16, every part.
 class Pairs {
  public:
@@ -58,13 +72,8 @@ class Pairs {
     interleaved_ = _mm512_load_si512(order);
   }
   void put(f32v even, f32v odd, char* at) const {
-    for (int part = 0;; at += part_bytes_) {
-      const __m512i bits = to_bf16(even, odd);
-      _mm512_storeu_si512(at, _mm512_permutexvar_epi16(interleaved_, bits));
-      if (++part == parts_) return;
-      even = remainder(even, _mm512_castsi512_si256(bits));
-      odd = remainder(odd, _mm512_extracti64x4_epi64(bits, 1));
-    }
+    store_parts(even, odd, parts_, at, part_bytes_,
+                [this](__m512i bits) { return _mm512_permutexvar_epi16(interleaved_, bits); });
   }
 
  private:
@@ -139,24 +148,16 @@ struct Floats {
   static const MatmulArgs& at_the_end(const MatmulArgs& a) { return a; }
 
   static Row pack_row(const MatmulArgs& a, const float* x, const PackedRow& to) {
-    for (int step = 0; step < to.l.steps; ++step) {
-      char* at = to.at(step);
-      const ptrdiff_t part_bytes = to.part_bytes(step);
-      f32v first = input(a, x, step * kInputs), second = input(a, x, step * kInputs + W);
-      for (int part = 0; part < to.l.parts; ++part) {
-        const __m512i bits = to_bf16(first, second);
-        _mm512_storeu_si512(at + part * part_bytes, bits);
-        first = remainder(first, _mm512_castsi512_si256(bits));
-        second = remainder(second, _mm512_extracti64x4_epi64(bits, 1));
-      }
-    }
+    for (int step = 0; step < to.l.steps; ++step)
+      store_parts(input(a, x, step * kInputs), input(a, x, step * kInputs + W), to.l.parts,
+                  to.at(step), to.part_bytes(step), in_order);
     return {needs_sums(a.scales) ? row_sums(a.scales, x, a.in) : RowSums{}};
   }
 
   static void expand(const MatmulArgs& a, const Stage& s, const PanelTo& to, void* spare) {
     if (a.type == kWeightBF16 && !a.input_major) {
       const auto expand = Unit::kTurned ? copy_panel : turn_panel;
-      return expand(a, s, sizeof(bf16), 0, 0, to.at);
+      return expand(a, s, sizeof(bf16), 0, to.at);
     }
     if constexpr (Unit::kTurned) {
       return a.type == kWeightF16 ? round_rows<f16>(a, s, to) : round_rows<float>(a, s, to);
@@ -200,24 +201,18 @@ struct Floats {
           __builtin_memcpy(part, w, (size_t)n * sizeof(T));
           first = load(part), second = load(part + W);
         }
-        for (int part = 0; part < parts; ++part) {
-          const __m512i bits = to_bf16(first, second);
-          _mm512_storeu_si512(at + part * to.part_bytes, bits);
-          first = remainder(first, _mm512_castsi512_si256(bits));
-          second = remainder(second, _mm512_extracti64x4_epi64(bits, 1));
-        }
+        store_parts(first, second, parts, at, to.part_bytes, in_order);
       }
     }
   }
 
   /// The smallest products first.
-  static int sweeps(int x_parts, int w_parts, const char* x, ptrdiff_t part_bytes,
-                    const char* panel, ptrdiff_t panel_part, Sweep (&to)[3]) {
+  static void sweeps(int x_parts, int w_parts, const char* x, ptrdiff_t part_bytes,
+                     const char* panel, ptrdiff_t panel_part, Sweep (&to)[3]) {
     int n = 0;
     if (x_parts > 1) to[n++] = {x + part_bytes, panel};
     if (w_parts > 1) to[n++] = {x, panel + panel_part};
-    to[n++] = {x, panel};
-    return n;
+    to[n] = {x, panel};
   }
 
   static void finish(const MatmulArgs& a, const Row* known, char* sums, int, int first, int begin,

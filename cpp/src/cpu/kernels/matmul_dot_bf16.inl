@@ -25,7 +25,7 @@ struct DotUnit {
         for (int s = 0; s < count; ++s)
           eight_rows(sweeps[s].x + t * next + r * kRowBytes, sweeps[s].w, steps,
                      (float*)(sums + (t * kRows + r) * kPanelRowBytes), add || s > 0);
-        ahead.ask(lines * steps / 2);
+        ahead.ask((lines * steps + 2 * row_tiles - 1) / (2 * row_tiles));
       }
   }
 

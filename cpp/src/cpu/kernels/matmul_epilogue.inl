@@ -53,7 +53,8 @@ inline void store_outputs(const MatmulArgs& a, const RowSums& sums, const float*
 }
 
 /// The same for two vectors of outputs, [j, j + 2 W) of which all exist, of many rows: what belongs
-/// to the outputs is read once.
+/// to the outputs is read once. Not by way of finish(): shared, its operands cost 3 to 7 % of the
+/// instructions of a prompt in fp16 with AVX2.
 class PanelEnd {
  public:
   PanelEnd(const MatmulArgs& a, int j) : a_(a), j_(j), sums_(needs_sums(a.scales)) {

@@ -190,31 +190,36 @@ struct Codes {
     if (a.input_major)
       expand_input_major(a, s, flip, to.at);
     else
-      expand_rows(a, s, 1, flip, 0x01010101u * (uint32_t)flip, to.at);
+      expand_rows(a, s, 1, flip, to.at);
     if (digits_of(a) > 1) return;
     int* sums = (int*)spare + s.panel * kPanelCols;
     if (s.block == 0) __builtin_memset(sums, 0, kPanelCols * sizeof(int));
-    for (int half = 0; half < kPanelCols; half += W) {
-      __m512i total[1 + (W - 1) * Unit::kTurned] = {};
-      for (int i = 0; i < s.steps * kRows; ++i) {
-        __m512i& t = total[Unit::kTurned ? i % kRows : 0];
-        t = _mm512_dpbusd_epi32(t, _mm512_loadu_si512(to.at + i * kPanelRowBytes + half * 4),
-                                _mm512_set1_epi8(1));
+    add_codes(to.at, s.steps, sums);
+  }
+
+  /// To the sums of the codes of each output of a panel those of a block. Lines of the panel are
+  /// fours of codes of sixteen outputs, or 64 codes of one if the unit is turned.
+  static void add_codes(const char* panel, int steps, int* sums) {
+    const __m512i ones = _mm512_set1_epi8(1);
+    for (int half = 0; half < 2; ++half, panel += kRowBytes, sums += W) {
+      __m512i total = _mm512_loadu_si512(sums);
+      for (int i = 0; i < kRows; ++i) {
+        __m512i fours = _mm512_setzero_si512();
+        for (int step = 0; step < steps; ++step)
+          fours = _mm512_dpbusd_epi32(
+              fours, _mm512_loadu_si512(panel + step * kStepBytes + i * kPanelRowBytes), ones);
+        if constexpr (Unit::kTurned)
+          sums[i] += _mm512_reduce_add_epi32(fours);
+        else
+          total = _mm512_add_epi32(total, fours);
       }
-      __m512i all = total[0];
-      if constexpr (Unit::kTurned) {
-        int each[W];
-        for (int i = 0; i < W; ++i) each[i] = _mm512_reduce_add_epi32(total[i]);
-        all = _mm512_loadu_si512(each);
-      }
-      _mm512_storeu_si512(sums + half, _mm512_add_epi32(_mm512_loadu_si512(sums + half), all));
+      if constexpr (!Unit::kTurned) _mm512_storeu_si512(sums, total);
     }
   }
 
-  static int sweeps(int, int, const char* x, ptrdiff_t, const char* panel, ptrdiff_t,
-                    Sweep (&to)[3]) {
+  static void sweeps(int, int, const char* x, ptrdiff_t, const char* panel, ptrdiff_t,
+                     Sweep (&to)[3]) {
     to[0] = {x, panel};
-    return 1;
   }
 
   /// a: at_the_end().
@@ -276,7 +281,7 @@ struct VnniUnit {
       for (int r = 0; r < kRows; r += 8) {
         eight_rows(sweeps->x + t * next + r * kRowBytes, sweeps->w, steps,
                    sums + (t * kRows + r) * kPanelRowBytes, add);
-        ahead.ask(lines * steps / 2);
+        ahead.ask((lines * steps + 2 * row_tiles - 1) / (2 * row_tiles));
       }
   }
 

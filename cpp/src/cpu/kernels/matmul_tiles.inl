@@ -8,9 +8,9 @@
 // for all panels, and W is read in runs of 2 KiB.
 //
 // A family says what the tiles hold: how x is packed, how W is expanded, what the sums mean. Its
-// unit multiplies them. A unit is `turned` if its tiles of x, not those of W, have the inputs of a
-// dword together: then W in rows needs no transposition, and every square of 16 x 16 sums is one of
-// outputs by rows.
+// unit multiplies them, a block of 2^kShift steps at most. A unit is `turned` if its tiles of x,
+// not those of W, have the inputs of a dword together: then W in rows needs no transposition, and
+// every square of 16 x 16 sums is one of outputs by rows.
 #pragma once
 
 #include "cpu/kernels/matmul_codes.inl"
@@ -111,14 +111,14 @@ struct PackedRow {
   ptrdiff_t part_bytes(int step) const { return l.block_steps(step >> l.shift) * kTileBytes; }
 };
 
-/// A tile of dwords, rows and columns exchanged.
-inline void turn_tile(char* tile) {
+/// 16 x 16 dwords, rows and columns exchanged.
+inline void turn(char* square, ptrdiff_t row_bytes) {
   f32v v[W];
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) v[i] = load((const float*)(tile + i * kRowBytes));
+  for (int i = 0; i < W; ++i) v[i] = load((const float*)(square + i * row_bytes));
   transpose(v);
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) store((float*)(tile + i * kRowBytes), v[i]);
+  for (int i = 0; i < W; ++i) store((float*)(square + i * row_bytes), v[i]);
 }
 
 template <class Family>
@@ -142,7 +142,7 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
     const PackedRow first = {l, (char*)packed, chunk, tile, 0};
     for (int step = 0; step < l.steps; ++step)
       for (int part = 0; part < l.parts; ++part)
-        turn_tile(first.at(step) + part * first.part_bytes(step));
+        turn(first.at(step) + part * first.part_bytes(step), kRowBytes);
   }
 }
 
@@ -163,6 +163,7 @@ struct PanelTo {
 struct Plan {
   Layout l;
   int w_parts, sum_tiles;
+  int products;  ///< of parts, that a sum is made of
 
   ptrdiff_t part_bytes() const { return kStepBytes << l.shift; }
   ptrdiff_t panel_bytes() const { return w_parts * part_bytes(); }
@@ -176,6 +177,7 @@ Plan plan_of(const MatmulArgs& a) {
   p.l = layout_of<Family>(a);
   p.w_parts = Family::w_parts(a);
   p.sum_tiles = Family::kSumsPerPart ? p.l.tiles * p.l.parts : p.l.tiles;
+  p.products = Family::kSumsPerPart ? 1 : p.l.parts + p.w_parts - 1;
   return p;
 }
 
@@ -252,7 +254,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   const auto* known =
       (const typename Family::Row*)((const char*)packed + l.chunks * l.chunk_bytes());
   PanelAhead ahead;
-  int lines = 0;  // to ask for per step
+  int lines = 0;  // to ask for per step of a product
   Family::Unit::begin();
   for (Stage s = stages.stage(0, 0, 0, 0, 0); s.chunk < l.chunks; s = stages.after(s)) {
     const int first = s.chunk * l.chunk_rows;
@@ -263,16 +265,16 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
     char* panel_sums = sums + s.panel * p.panel_sums();
     if (s.block == l.band_begin(s.band)) {
       ahead = stages.ahead(stages.panel_after(s));
-      const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band);
+      const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products;
       lines = (ahead.lines() + steps - 1) / steps;
     }
     Family::expand(a, s, {panel, p.part_bytes()}, spare);
     for (int t = 0; t < sum_tiles; t += 2) {
       const int two = sum_tiles - t < 2 ? 1 : 2;
       Sweep sweeps[3];
-      const int products = Family::sweeps(l.parts, p.w_parts, x + t * next_tile * part_bytes,
-                                          part_bytes, panel, p.part_bytes(), sweeps);
-      Family::Unit::run(sweeps, products, s.steps, next_tile * part_bytes, two,
+      Family::sweeps(l.parts, p.w_parts, x + t * next_tile * part_bytes, part_bytes, panel,
+                     p.part_bytes(), sweeps);
+      Family::Unit::run(sweeps, p.products, s.steps, next_tile * part_bytes, two,
                         panel_sums + t * kRows * kPanelRowBytes, s.block > 0, ahead, lines);
       if (s.block + 1 < l.blocks()) continue;
       const int done = (t + two) / sums_per_tile * kRows;
@@ -290,19 +292,12 @@ constexpr GemmKernels kKernels = {packed_bytes<Family>, pack_units<Family>, pack
 /// Sums of outputs by rows, in squares of tiles [begin, end), become sums of rows by outputs.
 inline void turn_squares(char* sums, int begin, int end) {
   for (int tile = begin; tile < end; ++tile)
-    for (int half = 0; half < 2; ++half) {
-      char* square = sums + tile * kStepBytes + half * kRowBytes;
-      f32v v[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) v[i] = load((const float*)(square + i * kPanelRowBytes));
-      transpose(v);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) store((float*)(square + i * kPanelRowBytes), v[i]);
-    }
+    for (int half = 0; half < 2; ++half)
+      turn(sums + tile * kStepBytes + half * kRowBytes, kPanelRowBytes);
 }
 
 /// A line of inputs of W from byte `from` of row j on, of which `bytes` exist; the rest and absent
-/// rows are `fill`.
+/// rows are bytes `fill`.
 inline f32v line_of(const MatmulArgs& a, int j, bool exists, ptrdiff_t from, ptrdiff_t bytes,
                     int fill) {
   const unsigned char* w = (const unsigned char*)a.w + j * a.row_bytes + from;
@@ -313,10 +308,14 @@ inline f32v line_of(const MatmulArgs& a, int j, bool exists, ptrdiff_t from, ptr
   return load((const float*)part);
 }
 
-/// The block of W of a stage in rows, elements of `size` bytes, with `flip` in every dword. Step by
-/// step: row by row, whose lines lie 2 KiB apart in the panel, takes twice as long.
-inline void copy_panel(const MatmulArgs& a, const Stage& s, int size, int fill, uint32_t flip,
-                       char* panel) {
+inline f32v flipped(f32v line, int flip) {
+  return (f32v)((u32v)line ^ 0x01010101u * (uint32_t)flip);
+}
+
+/// The block of W of a stage in rows, elements of `size` bytes, every byte changed by `flip`; 0
+/// where there is none. Step by step: row by row, whose lines lie 2 KiB apart in the panel, takes
+/// twice as long.
+inline void copy_panel(const MatmulArgs& a, const Stage& s, int size, int flip, char* panel) {
   const ptrdiff_t from = (ptrdiff_t)s.k0 * size, bytes = (ptrdiff_t)s.depth * size;
   for (int step = 0; step < s.steps; ++step, panel += kStepBytes) {
     const ptrdiff_t at = from + step * kRowBytes, left = bytes - step * kRowBytes;
@@ -324,15 +323,14 @@ inline void copy_panel(const MatmulArgs& a, const Stage& s, int size, int fill, 
     const unsigned char* w = (const unsigned char*)a.w + s.j * a.row_bytes + at;
     for (int i = 0; i < kPanelCols; ++i, w += a.row_bytes) {
       const f32v v =
-          whole ? load((const float*)w) : line_of(a, s.j + i, i < s.columns, at, left, fill);
-      store((float*)(panel + i % W * kPanelRowBytes + i / W * kRowBytes), (f32v)((u32v)v ^ flip));
+          whole ? load((const float*)w) : line_of(a, s.j + i, i < s.columns, at, left, flip);
+      store((float*)(panel + i % W * kPanelRowBytes + i / W * kRowBytes), flipped(v, flip));
     }
   }
 }
 
 /// The same as dwords of consecutive inputs, those of a row one below the other.
-inline void turn_panel(const MatmulArgs& a, const Stage& s, int size, int fill, uint32_t flip,
-                       char* panel) {
+inline void turn_panel(const MatmulArgs& a, const Stage& s, int size, int flip, char* panel) {
   const ptrdiff_t from = (ptrdiff_t)s.k0 * size, bytes = (ptrdiff_t)s.depth * size;
   for (int step = 0; step < s.steps; ++step, panel += kStepBytes)
     for (int half = 0; half < 2; ++half) {
@@ -344,12 +342,12 @@ inline void turn_panel(const MatmulArgs& a, const Stage& s, int size, int fill, 
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i) v[i] = load((const float*)(w + i * a.row_bytes));
       } else {
-        for (int i = 0; i < W; ++i) v[i] = line_of(a, j + i, i < n, at, left, fill);
+        for (int i = 0; i < W; ++i) v[i] = line_of(a, j + i, i < n, at, left, flip);
       }
       transpose(v);
 #pragma GCC unroll 16
       for (int i = 0; i < W; ++i)
-        store((float*)(panel + half * kRowBytes + i * kPanelRowBytes), (f32v)((u32v)v[i] ^ flip));
+        store((float*)(panel + half * kRowBytes + i * kPanelRowBytes), flipped(v[i], flip));
     }
 }
 
