@@ -162,6 +162,12 @@ inline void tile_dot_bytes() {
     }
 }
 
+/// TDPBSSD.
+template <int C, int A, int B>
+inline void tile_dot_int8() {
+  tile_dot_bytes<int8_t, int8_t, C, A, B>();
+}
+
 /// TDPBSUD.
 template <int C, int A, int B>
 inline void tile_dot_int8_uint8() {

@@ -60,13 +60,19 @@ inline void tile_dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-/// C [16][16] int32 += A [16][64] int8 * B uint8, in which rows are fours of inputs [16][16][4].
+/// C [16][16] int32 += A [16][64] int8 * B int8, in which rows are fours of inputs [16][16][4].
+template <int C, int A, int B>
+inline void tile_dot_int8() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+/// The same of B uint8.
 template <int C, int A, int B>
 inline void tile_dot_int8_uint8() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
 
-/// The same of A uint8 and B int8.
+/// The same of A uint8.
 template <int C, int A, int B>
 inline void tile_dot_uint8_int8() {
   asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));

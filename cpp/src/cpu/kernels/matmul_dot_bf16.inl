@@ -14,7 +14,7 @@ namespace tiles {
 /// these products, as in those of AMX.
 struct DotUnit {
   static constexpr bool kTurned = false;
-  static constexpr int kShift = 3;
+  static constexpr int kShift = 3, kBandSteps = 32;
   static void begin() {}
   static void end() {}
 
@@ -23,7 +23,7 @@ struct DotUnit {
     for (int t = 0; t < row_tiles; ++t)
       for (int r = 0; r < kRows; r += 8) {
         for (int s = 0; s < count; ++s)
-          eight_rows(sweeps[s].x + t * next + r * kRowBytes, sweeps[s].w, steps,
+          eight_rows(sweeps[s].x + t * next + r * kRowBytes, sweeps[s].panel, steps,
                      (float*)(sums + (t * kRows + r) * kPanelRowBytes), add || s > 0);
         ahead.ask((lines * steps + 2 * row_tiles - 1) / (2 * row_tiles));
       }

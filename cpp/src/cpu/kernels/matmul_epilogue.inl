@@ -66,7 +66,9 @@ class PanelEnd {
     operand(a.epilogue.bias ? a.epilogue.bias + j : nullptr, bias_);
   }
 
-  void store_row(const RowSums& sums, const f32v (&products)[2], ptrdiff_t row) const {
+  // Called, it takes 4 % of a bf16 product of 256 rows on AMX more.
+  __attribute__((always_inline)) void store_row(const RowSums& sums, const f32v (&products)[2],
+                                                ptrdiff_t row) const {
     const MatmulScales& s = a_.scales;
     const MatmulEpilogue& e = a_.epilogue;
     float* y = a_.y + row * a_.y_stride + j_;

@@ -27,8 +27,7 @@ constexpr ptrdiff_t kTileBytes = kRows * kRowBytes;
 constexpr int kPanelCols = 32;
 constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;      // a dword of inputs of every output
 constexpr ptrdiff_t kStepBytes = kRows * kPanelRowBytes;  // of a panel
-constexpr int kGroup = 256;     // outputs, whose sums wait in L2 for the next band: 256 KiB
-constexpr int kBandSteps = 32;  // x of 256 rows is 512 KiB
+constexpr int kGroup = 256;  // outputs, whose sums wait in L2 for the next band: 256 KiB
 constexpr int kChunkRows = 256;
 constexpr int kMinRows = 16;  // fewer rows are computed in fp32
 
@@ -36,6 +35,7 @@ constexpr int kMinRows = 16;  // fewer rows are computed in fp32
 /// then what is known of every row. The last block may have fewer steps.
 struct Layout {
   int chunks, chunk_rows, tiles, parts, steps, shift;
+  int most_steps;  ///< of all parts, in a band: 32 of 256 rows are 512 KiB
   int blocks() const { return (steps + (1 << shift) - 1) >> shift; }
   ptrdiff_t chunk_bytes() const { return (ptrdiff_t)tiles * parts * steps * kTileBytes; }
   int block_steps(int block) const {
@@ -44,7 +44,7 @@ struct Layout {
   }
   /// Blocks whose x stays in L2 while panels pass.
   int band_blocks() const {
-    const int blocks = kBandSteps / parts >> shift;
+    const int blocks = most_steps / parts >> shift;
     return blocks > 1 ? blocks : 1;
   }
   int bands() const { return (blocks() + band_blocks() - 1) / band_blocks(); }
@@ -74,6 +74,7 @@ Layout layout_of(const MatmulArgs& a) {
   l.steps = (a.in + Family::kInputs - 1) / Family::kInputs;
   // 16 steps of a panel are 32 KiB, which L1 holds; of a panel of two parts, 8 steps.
   l.shift = Family::kSumsPerPart || l.parts == 1 ? Family::Unit::kShift : 3;
+  l.most_steps = Family::Unit::kBandSteps;
   return l;
 }
 
@@ -146,10 +147,13 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
   }
 }
 
-/// One of the products that a sum is made of.
+/// One of the products that a sum is made of. If `rows` is not null, the panel is still empty: the
+/// block of W lies there, in rows `row_bytes` apart, and the unit leaves it in the panel.
 struct Sweep {
   const char* x;
-  const char* w;
+  char* panel;
+  const char* rows;
+  ptrdiff_t row_bytes;
 };
 
 /// Where the parts of a panel go.
@@ -251,6 +255,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   const int next_tile = Family::kSumsPerPart ? 1 : l.parts;  // in parts
   const int sums_per_tile = Family::kSumsPerPart ? l.parts : 1;
   const Stages<Family> stages = {a, l, begin, end};
+  const bool in_place = Family::in_place(a);
   const auto* known =
       (const typename Family::Row*)((const char*)packed + l.chunks * l.chunk_bytes());
   PanelAhead ahead;
@@ -265,15 +270,21 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
     char* panel_sums = sums + s.panel * p.panel_sums();
     if (s.block == l.band_begin(s.band)) {
       ahead = stages.ahead(stages.panel_after(s));
+      if (in_place) ahead.bytes = Family::asked(a, ahead.bytes);
       const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products;
       lines = (ahead.lines() + steps - 1) / steps;
     }
-    Family::expand(a, s, {panel, p.part_bytes()}, spare);
+    const bool whole = s.columns == kPanelCols && s.depth == s.steps * Family::kInputs;
+    if (!in_place || !whole) Family::expand(a, s, {panel, p.part_bytes()}, spare);
     for (int t = 0; t < sum_tiles; t += 2) {
       const int two = sum_tiles - t < 2 ? 1 : 2;
       Sweep sweeps[3];
       Family::sweeps(l.parts, p.w_parts, x + t * next_tile * part_bytes, part_bytes, panel,
                      p.part_bytes(), sweeps);
+      if (in_place && whole && t == 0) {
+        sweeps[0].rows = (const char*)a.w + s.j * a.row_bytes + s.k0 / Family::kInputs * kRowBytes;
+        sweeps[0].row_bytes = a.row_bytes;
+      }
       Family::Unit::run(sweeps, p.products, s.steps, next_tile * part_bytes, two,
                         panel_sums + t * kRows * kPanelRowBytes, s.block > 0, ahead, lines);
       if (s.block + 1 < l.blocks()) continue;
