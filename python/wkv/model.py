@@ -117,7 +117,7 @@ class Model:
                 weights to 16 bits (AMX, AVX-512; AVX2, there with int4 too); ``"w8a8"`` multiplies
                 8-bit weights with activations of 8 bits (AMX, AVX-512; on AVX2 as ``"fast"``), at
                 an error near 1 % of each product. ``"auto"`` is fp32
-                for fp32 weights, ``"exact"`` for fp16, mm8 and small matrices, ``"fast"`` for
+                for fp32 weights, ``"exact"`` for mm8 and small matrices, ``"fast"`` for fp16,
                 bf16, int8 and int4. What has no faster unit, and decoding of less than 16
                 streams, is in fp32.
 

@@ -148,7 +148,7 @@ def rounding(
     if precision in ("auto", "w8a8"):
         if dtype == "fp32":
             return 0.0
-        precision = "exact" if small or dtype == "fp16" else "fast"
+        precision = "exact" if small else "fast"
     if precision == "exact" and target.isa == DOTS:
         return 0.0
     of_x = 2.0**-17 if precision == "exact" else 2.0**-8

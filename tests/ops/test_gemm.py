@@ -143,7 +143,7 @@ def test_int4(target: Target, precision: str) -> None:
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int4"])
 @pytest.mark.parametrize("isa", [*AMX, DOTS])
 def test_auto_is_exact_or_fast(isa: str, dtype: str) -> None:
-    """Small matrices and fp16 are exact, which is fp32 without tiles; the others are fast."""
+    """Small matrices are exact, which is fp32 without tiles; the others are fast."""
     if isa not in [t.isa for t in TARGETS]:
         pytest.skip("does not run here")
     rng = np.random.default_rng(10)
@@ -155,7 +155,7 @@ def test_auto_is_exact_or_fast(isa: str, dtype: str) -> None:
         if dtype != "int4":
             w, more = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype), {}
 
-        same = "exact" if min(out, inner) < 512 or dtype == "fp16" else "fast"
+        same = "exact" if min(out, inner) < 512 else "fast"
 
         def run(precision: str, means: str) -> F32:
             y, narrow = load_ops().gemm(isa, precision, x, w, dtype, **more)  # noqa: B023

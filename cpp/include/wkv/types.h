@@ -43,7 +43,7 @@ WKV_API DType parse_dtype(std::string_view name);
 /// How far the arithmetic of matrix products of many rows (prefill, large batches) may fall below
 /// fp32 where the processor has faster units for it; docs/weights.md has the errors. It is a
 /// permission: where there are no such units the products are in fp32, whatever is asked for.
-/// `automatic`: fp32 for fp32 weights, `exact` for fp16, mm8 and small matrices, `fast` for bf16,
+/// `automatic`: fp32 for fp32 weights, `exact` for mm8 and small matrices, `fast` for fp16, bf16,
 /// int8 and int4.
 enum class MatmulPrecision : std::uint8_t {
   automatic,

@@ -29,7 +29,7 @@ constexpr int kSmallSide = 512;
 inline int parts_of_x(const MatmulArgs& a) {
   if (a.precision == kPrecisionExact) return 2;
   if (a.precision == kPrecisionFast) return 1;
-  return a.type == kWeightF16 || a.in < kSmallSide || a.out < kSmallSide ? 2 : 1;
+  return a.in < kSmallSide || a.out < kSmallSide ? 2 : 1;
 }
 
 inline int parts_of_w(const MatmulArgs& a) { return a.type == kWeightBF16 ? 1 : parts_of_x(a); }
