@@ -244,6 +244,17 @@ struct Stages {
   int groups() const { return (end - begin + kGroup - 1) / kGroup; }
 };
 
+/// Asks for a panel's outputs of rows [begin, end), before the last block of their products: y of a
+/// prompt has left L2 since it was used last. 6 % of a prompt of 1.5B in bf16 (Granite Rapids),
+/// though nothing of one product alone.
+inline void ask_outputs(const MatmulArgs& a, int begin, int end, int j) {
+  for (int m = begin; m < end; ++m) {
+    const float* y = a.y + m * a.y_stride + j;
+    __builtin_prefetch(y, 1, 2);
+    __builtin_prefetch(y + W, 1, 2);
+  }
+}
+
 template <class Family>
 void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void* scratch) {
   const Plan p = plan_of<Family>(a);
@@ -285,12 +296,13 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
         sweeps[0].rows = (const char*)a.w + s.j * a.row_bytes + s.k0 / Family::kInputs * kRowBytes;
         sweeps[0].row_bytes = a.row_bytes;
       }
+      const bool last = s.block + 1 == l.blocks();
+      const int from = t / sums_per_tile * kRows, done = (t + two) / sums_per_tile * kRows;
+      const int to = done < rows ? done : rows;
+      if (last) ask_outputs(a, first + from, first + to, s.j);
       Family::Unit::run(sweeps, p.products, s.steps, next_tile * part_bytes, two,
                         panel_sums + t * kRows * kPanelRowBytes, s.block > 0, ahead, lines);
-      if (s.block + 1 < l.blocks()) continue;
-      const int done = (t + two) / sums_per_tile * kRows;
-      Family::finish(at_the_end, known, panel_sums, l.parts, first, t / sums_per_tile * kRows,
-                     done < rows ? done : rows, s, spare);
+      if (last) Family::finish(at_the_end, known, panel_sums, l.parts, first, from, to, s, spare);
     }
   }
   Family::Unit::end();
