@@ -186,8 +186,8 @@ struct Codes {
     }
   }
 
-  /// As in Floats. Not with one digit: sums of codes are made in the panel. Nor with rows of 1 KiB,
-  /// where 16 rows of x lose 10 %.
+  /// As in Floats. Not with one digit: sums of codes are made in the panel. Nor with rows of less
+  /// than 2 KiB: of 1 KiB, 16 rows of x lose 10 %.
   static bool in_place(const MatmulArgs& a) {
     const bool as_they_are = a.type == (Unit::kSigned ? kWeightI8 : kWeightU8);
     return Unit::kTurned && as_they_are && !a.input_major && digits_of(a) > 1 && a.in >= 2048;
