@@ -14,7 +14,6 @@ namespace tiles {
 /// 16 bits of x, in runs of 1 KiB, 3 to 8 % slower; int4 loses as much to 64.
 template <bool Turned>
 struct DotBF16 {
-  static constexpr bool kSigned = true;
   static constexpr int kBandSteps = 32;
   template <int C, int X, int W>
   static void run() {
@@ -65,13 +64,12 @@ struct AmxUnit {
 
   static void run(const Sweep* sweeps, int count, int steps, ptrdiff_t next, int row_tiles,
                   char* sums, bool add, PanelAhead& ahead, int lines) {
-    const bool in_rows = sweeps->rows != nullptr, asks = lines > 0 && ahead.rows > 0;
     constexpr decltype(&tiles<1, 0>) kOf[2][3] = {
         {tiles<1, 0>, tiles<1, kInRows>, tiles<1, kAsks>},
         {tiles<2, 0>, tiles<2, kInRows>, tiles<2, kAsks>}};
-    kOf[row_tiles - 1][in_rows ? kInRows
-                       : asks  ? kAsks
-                               : 0](sweeps, count, steps, next, sums, add, ahead, lines);
+    const bool asks = lines > 0 && ahead.rows > 0;
+    const int kind = sweeps->rows != nullptr ? kInRows : asks ? kAsks : 0;
+    kOf[row_tiles - 1][kind](sweeps, count, steps, next, sums, add, ahead, lines);
   }
 
  private:

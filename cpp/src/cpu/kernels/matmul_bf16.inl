@@ -223,9 +223,9 @@ struct Floats {
   static void sweeps(int x_parts, int w_parts, const char* x, ptrdiff_t part_bytes, char* panel,
                      ptrdiff_t panel_part, Sweep (&to)[3]) {
     int n = 0;
-    if (x_parts > 1) to[n++] = {x + part_bytes, panel, nullptr, 0};
-    if (w_parts > 1) to[n++] = {x, panel + panel_part, nullptr, 0};
-    to[n] = {x, panel, nullptr, 0};
+    if (x_parts > 1) to[n++] = {x + part_bytes, panel};
+    if (w_parts > 1) to[n++] = {x, panel + panel_part};
+    to[n] = {x, panel};
   }
 
   static void finish(const MatmulArgs& a, const Row* known, char* sums, int, int first, int begin,

@@ -232,7 +232,7 @@ struct Codes {
   }
 
   static void sweeps(int, int, const char* x, ptrdiff_t, char* panel, ptrdiff_t, Sweep (&to)[3]) {
-    to[0] = {x, panel, nullptr, 0};
+    to[0] = {x, panel};
   }
 
   /// a: at_the_end().
