@@ -91,6 +91,7 @@ def test_stored_bf16_is_exact(golden: Golden) -> None:
     ("dtype", "precision", "tolerance"),
     [
         ("bf16", "fast", 0.25),
+        ("fp16", "fast", 0.25),
         ("bf16", "exact", 0.25),
         ("int8", "exact", 0.3),
         ("int8", "fast", 0.3),
