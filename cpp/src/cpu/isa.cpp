@@ -225,7 +225,8 @@ StreamAhead stream_ahead(int type) noexcept {
   // with 2 KiB into L1 alone. Emerald Rapids, bf16, of 23.6: 19.7 without, 22.5 with 3 KiB into L1
   // alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as well with 8 and 0.75 as
   // with anything. Granite Rapids, of 38: bf16 31 without, 34 with 8 and 3 KiB, 36 with 4 and 2;
-  // fp16 30, 36 and 38; fp32 29, 29 and 31; int8 25 without, 40 with 8 and 0.75.
+  // fp16 30, 36 and 38; fp32 29, 29 and 31 (on another, of 33, 3 to 10 % slower with others than
+  // these); int8 25 without, 40 with 8 and 0.75.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
