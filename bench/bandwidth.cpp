@@ -13,11 +13,11 @@
 #include <cmath>
 #include <cstring>
 #include <ctime>
-#include <fstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 
+#include "footprint.h"
 #include "read_loops.h"
 
 namespace wkv::bench {
@@ -27,27 +27,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSamples = 2;
 constexpr double kSampleSeconds = 0.1;
-constexpr double kCpuShare = 0.97;  // a thread that got less was disturbed
-constexpr std::size_t kMiB = std::size_t{1} << 20;
+constexpr double kCpuShare = 0.97;          // a thread that got less was disturbed
 constexpr std::size_t kBlock = 256 * 1024;  // bytes between two looks at the clock
-
-/// Far more than the last-level cache, at most a quarter of what is free.
-std::size_t buffer_bytes() {
-  const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  std::size_t wanted =
-      std::max(1024 * kMiB, std::size_t{4} * static_cast<std::size_t>(std::max(l3, 0L)));
-  std::ifstream meminfo("/proc/meminfo");
-  for (std::string key; meminfo >> key;) {
-    if (key == "MemAvailable:") {
-      std::size_t kib = 0;
-      meminfo >> kib;
-      wanted = std::min(wanted, kib * 1024 / 4);
-      break;
-    }
-    meminfo.ignore(256, '\n');
-  }
-  return std::max(wanted, 64 * kMiB);
-}
 
 /// Puts the calling thread on the index-th CPU it may use, so that it stays beside its memory.
 void pin(int index) {
@@ -74,9 +55,9 @@ double thread_cpu_seconds() {
 /// Fills `rates` [2][kSamples] with GB/s, negative where another process took a CPU away. Returns
 /// false if there is no memory.
 bool read_memory(int threads, double* rates) {
-  const std::size_t slice = buffer_bytes() / static_cast<std::size_t>(threads) / kBlock * kBlock;
+  const std::size_t slice = footprint_bytes() / static_cast<std::size_t>(threads) / kBlock * kBlock;
   const std::size_t bytes = slice * static_cast<std::size_t>(threads);
-  constexpr std::size_t kHugePage = 2 * kMiB;
+  constexpr std::size_t kHugePage = std::size_t{2} << 20;
   void* mapping = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping == MAP_FAILED) return false;

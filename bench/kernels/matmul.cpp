@@ -21,6 +21,7 @@
 #include "core/dtype.h"
 #include "cpu/cpu_backend.h"
 #include "cpu/isa.h"
+#include "footprint.h"
 #include "kernels/roof.h"
 #include "ops/quantize.h"
 
@@ -40,42 +41,56 @@ struct Settings {
   double seconds = 0.3;
 };
 
-/// Matrices of one shape and dtype with random elements, adopted by a backend.
+/// Equal matrices of one shape and dtype with random elements: one that a backend adopts and copies
+/// of what a product reads of it, `bytes` of them or one.
 class Weights {
  public:
-  Weights(cpu::CpuBackend& backend, int out, int in, DType dtype, int count) {
+  Weights(cpu::CpuBackend& backend, int out, int in, DType dtype, std::size_t bytes)
+      : stored_(dtype_size(dtype) == 0 ? DType::bf16 : dtype) {
     std::mt19937 random(1);
     std::uniform_real_distribution<float> uniform(-1, 1);
     const auto n = static_cast<std::size_t>(out) * static_cast<std::size_t>(in);
-    const DType stored = dtype_size(dtype) == 0 ? DType::bf16 : dtype;
-    for (int c = 0; c < count; ++c) {
-      const Buffer data = allocate_host(n * dtype_size(stored));
-      if (c == 0) {
-        for (std::size_t i = 0; i < n; ++i) {
-          const float value = uniform(random) / std::sqrt(static_cast<float>(in));
-          if (stored == DType::f32)
-            static_cast<float*>(data.data())[i] = value;
-          else
-            static_cast<std::uint16_t*>(data.data())[i] =
-                stored == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
-        }
-        first_ = data;
-      } else {
-        std::memcpy(data.data(), first_.data(), data.bytes());
-      }
-      HostTensor tensor{data.data(), stored, {out, in}, std::make_shared<Buffer>(data)};
-      matrices.push_back(backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_, {}));
+    elements_ = allocate_host(n * dtype_size(stored_));
+    for (std::size_t i = 0; i < n; ++i) {
+      const float value = uniform(random) / std::sqrt(static_cast<float>(in));
+      if (stored_ == DType::f32)
+        static_cast<float*>(elements_.data())[i] = value;
+      else
+        static_cast<std::uint16_t*>(elements_.data())[i] =
+            stored_ == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
     }
-    stored_ = stored;
+    HostTensor tensor{elements_.data(), stored_, {out, in}, std::make_shared<Buffer>(elements_)};
+    const Matrix first = backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_, {});
+    const auto outputs =
+                   static_cast<std::size_t>((out + cpu::kStrip - 1) / cpu::kStrip * cpu::kStrip),
+               groups = static_cast<std::size_t>((in + kInt4Group - 1) / kInt4Group);
+    const bool packed = first.layout == Layout::packed;
+    const std::size_t codes =
+        packed ? outputs * groups * kInt4Group / 2
+               : static_cast<std::size_t>(out) * quantize::row_bytes(first.dtype, in);
+    matrices.push_back(first);
+    while (matrices.size() * codes < bytes) {
+      Matrix& w = matrices.emplace_back(first);
+      w.data = copy(first.data, codes);
+      if (packed) w.group_scale = copy(first.group_scale, outputs * groups * sizeof(std::uint16_t));
+    }
   }
 
-  float element(std::size_t i) const { return element_as_f32(first_.data(), stored_, i); }
+  float element(std::size_t i) const { return element_as_f32(elements_.data(), stored_, i); }
 
   std::vector<Matrix> matrices;
 
  private:
-  Buffer first_;
-  DType stored_ = DType::f32;
+  const void* copy(const void* from, std::size_t bytes) {
+    const Buffer to = memory_.allocate(bytes);
+    std::memcpy(to.data(), from, bytes);
+    keep_.push_back(std::make_shared<Buffer>(to));
+    return to.data();
+  }
+
+  Buffer elements_;
+  DType stored_;
+  HugePages memory_;
   std::vector<std::shared_ptr<const void>> keep_;
 };
 
@@ -193,8 +208,7 @@ std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precisi
   if (codes) return isa == "amx" ? "amx int8" : "avx512 int8";
   if (isa == "avx512" || (dtype == DType::f32 && automatic)) return "avx512";
   if (isa == "amx") return "amx bf16";
-  const bool parts = precision == MatmulPrecision::exact || (dtype == DType::f16 && automatic);
-  return parts ? "avx512" : "avx512 bf16";
+  return precision == MatmulPrecision::exact ? "avx512" : "avx512 bf16";
 }
 
 void run(const Settings& s) {
@@ -224,8 +238,7 @@ void run(const Settings& s) {
   std::printf("%-6s %5s %9s %8s %6s %9s %6s %7s\n", "dtype", "rows", "us", "GB/s", "share",
               "GFLOP/s", "share", "samples");
   for (const DType dtype : s.dtypes) {
-    const double bytes = static_cast<double>(s.out) * s.in * 2;
-    const Weights weights(backend, s.out, s.in, dtype, static_cast<int>(400e6 / bytes) + 1);
+    const Weights weights(backend, s.out, s.in, dtype, footprint_bytes());
     for (const int rows : s.rows) {
       const auto [t, samples] = time_linear(backend, weights, rows, s.threads, s.seconds);
       const double gbs = weight_bytes(weights.matrices[0]) / t;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "core/buffer.h"
+#include "footprint.h"
 #include "read_loops.h"
 
 namespace wkv::bench {
@@ -159,8 +160,9 @@ double fma_generic() {
 }  // namespace
 
 double read_bandwidth(int threads, double seconds) {
-  constexpr std::size_t kPart = std::size_t{256} << 20, kBlock = std::size_t{256} << 10;
-  const Buffer memory = allocate_host(kPart * static_cast<std::size_t>(threads));
+  constexpr std::size_t kBlock = std::size_t{256} << 10;
+  const std::size_t part = footprint_bytes() / static_cast<std::size_t>(threads) / kBlock * kBlock;
+  const Buffer memory = allocate_host(part * static_cast<std::size_t>(threads));
   std::memset(memory.data(), 1, memory.bytes());
   std::vector<std::size_t> at(static_cast<std::size_t>(threads));
   std::atomic<float> sink{0};
@@ -168,9 +170,9 @@ double read_bandwidth(int threads, double seconds) {
   for (const ReadLoop loop : {plain_read_loop(), prefetching_read_loop()})
     best = std::max(best, together(threads, seconds / 2, [&](int i) {
                       std::size_t& offset = at[static_cast<std::size_t>(i)];
-                      offset = (offset + kBlock) % kPart;
+                      offset = (offset + kBlock) % part;
                       const char* base = static_cast<const char*>(memory.data());
-                      sink.store(loop(base + kPart * static_cast<std::size_t>(i) + offset, kBlock));
+                      sink.store(loop(base + part * static_cast<std::size_t>(i) + offset, kBlock));
                       return static_cast<double>(kBlock);
                     }));
   return best;
