@@ -224,9 +224,9 @@ StreamAhead stream_ahead(int type) noexcept {
   // Zen 5, of 80: int8 59 without, 60 with 16 and 1 KiB, 76 with 8 and none; bf16 73 without, 76
   // with 2 KiB into L1 alone. Emerald Rapids, bf16, of 23.6: 19.7 without, 22.5 with 3 KiB into L1
   // alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as well with 8 and 0.75 as
-  // with anything. Granite Rapids, of 38: bf16 31 without, 34 with 8 and 3 KiB, 36 with 4 and 2;
-  // fp16 30, 36 and 38; fp32 29, 29 and 31 (on another, of 33, 3 to 10 % slower with others than
-  // these); int8 25 without, 40 with 8 and 0.75.
+  // with anything. Granite Rapids, of 34: int8 27.3 with 8 and 0.75, 28.4 with 6 and 3; bf16 26.4
+  // with 8 and 3, 28.9 with 4 and 2, 29.3 with 6 and 3; fp16 30.3 and 30.7 with the last two; fp32
+  // 26.4 with 4 and 2, 28.0 with 4 and 3, 25.1 with 6 and 3.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
@@ -238,10 +238,10 @@ StreamAhead stream_ahead(int type) noexcept {
     if (codes) return zen5 ? StreamAhead{8192, 0} : StreamAhead{16384, 1024};
     return zen5 ? StreamAhead{0, 2048} : kNone;
   }
+  static const bool granite_rapids = is_granite_rapids();
+  if (granite_rapids) return {type == kWeightF32 ? 4096 : 6144, 3072};
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
-  static const bool granite_rapids = is_granite_rapids();
-  if (granite_rapids) return {4096, 2048};
   if (__builtin_cpu_supports("avx512f")) return {8192, 3072};
   return type == kWeightF32 ? kNone : StreamAhead{0, 3072};
 #endif

@@ -99,10 +99,10 @@ inline __attribute__((always_inline)) f32v fixed_row(const MatmulArgs& a, int ro
   const unsigned char* w = (const unsigned char*)a.w + row * a.row_bytes + k0;
   // The same inputs of a row that follows, at least that many bytes on.
   const StreamAhead ahead{(a.ahead.l2 + n - 1) / n * a.row_bytes, a.ahead.l1};
+  static_assert(C::kInputs == 64);  // a line
   int k = 0;
   for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes, w += C::kInputs) {
-#pragma GCC unroll 2
-    for (int line = 0; line < C::kInputs; line += 64) ask_ahead(w + line, ahead);
+    ask_ahead(w, ahead);
     sums.step(w, x);
   }
   if (k < n) {

@@ -12,14 +12,15 @@ inline void store_low_bytes(unsigned char* to, __m512i v) {
   _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(v));
 }
 
-/// One code a byte. x is four digits of base 256 in -128..127: a step is two lines of [digit][64
-/// inputs]. Signed codes are read as code + 128; the sums begin with -128 times those of the digits
-/// then.
+/// One code a byte. x is four digits of base 256 in -128..127: a step is a line of [digit][64
+/// inputs], since a line is best asked for ahead right before one is read (Granite Rapids: 3 to 5 %
+/// faster than two at a time). Signed codes are read as code + 128; the sums begin with -128 times
+/// those of the digits then.
 template <bool kSigned>
 struct FixedByte {
-  static constexpr int kDigits = 4, kBits = 30, kLines = 2;
-  static constexpr int kInputs = kLines * 64;
-  static constexpr int kXBytes = kLines * kDigits * 64, kHeadBytes = kDigits * 64;
+  static constexpr int kDigits = 4, kBits = 30;
+  static constexpr int kInputs = 64;
+  static constexpr int kXBytes = kDigits * 64, kHeadBytes = kDigits * 64;
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,
                       float inverse) {
@@ -47,27 +48,23 @@ struct FixedByte {
   }
 
   struct Sums {
-    __m512i digits[kLines][kDigits] = {};  // 4096 inputs of 255 * 128 stay below 2^31
+    __m512i digits[kDigits];  // 4096 inputs of 255 * 128 stay below 2^31
 
     explicit Sums(const unsigned char* head) {
 #pragma GCC unroll 4
-      for (int d = 0; d < kDigits; ++d) digits[0][d] = load_bytes(head + 64 * d);
+      for (int d = 0; d < kDigits; ++d) digits[d] = load_bytes(head + 64 * d);
     }
     inline __attribute__((always_inline)) void step(const unsigned char* row,
                                                     const unsigned char* x) {
+      __m512i codes = load_bytes(row);
+      if constexpr (kSigned) codes = _mm512_xor_si512(codes, _mm512_set1_epi8((char)0x80));
 #pragma GCC unroll 4
-      for (int line = 0; line < kLines; ++line, x += kDigits * 64) {
-        __m512i codes = load_bytes(row + 64 * line);
-        if constexpr (kSigned) codes = _mm512_xor_si512(codes, _mm512_set1_epi8((char)0x80));
-#pragma GCC unroll 4
-        for (int d = 0; d < kDigits; ++d)
-          digits[line][d] = _mm512_dpbusd_epi32(digits[line][d], codes, load_bytes(x + 64 * d));
-      }
+      for (int d = 0; d < kDigits; ++d)
+        digits[d] = _mm512_dpbusd_epi32(digits[d], codes, load_bytes(x + 64 * d));
     }
     f32v lanes() const {
       f32v t{};
-      for (int d = kDigits - 1; d >= 0; --d)
-        t = t * 256.0f + (f32v)_mm512_cvtepi32_ps(_mm512_add_epi32(digits[0][d], digits[1][d]));
+      for (int d = kDigits - 1; d >= 0; --d) t = t * 256.0f + (f32v)_mm512_cvtepi32_ps(digits[d]);
       return t;
     }
   };
