@@ -204,7 +204,8 @@ std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precisi
                       (dtype == DType::mm8 && precision == MatmulPrecision::automatic);
     return quantize::is_quantized(dtype) && !wide ? "avx2 int16" : isa;
   }
-  if (rows < kLeastRows) return "avx512";
+  const int few = codes ? 9 : dtype == DType::bf16 ? 7 : kLeastRows;  // of which AMX multiplies
+  if (rows < (isa == "amx" ? few : kLeastRows)) return "avx512";
   if (codes) return isa == "amx" ? "amx int8" : "avx512 int8";
   if (isa == "avx512" || (dtype == DType::f32 && automatic)) return "avx512";
   if (isa == "amx") return "amx bf16";

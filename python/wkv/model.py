@@ -119,7 +119,7 @@ class Model:
                 an error near 1 % of each product. ``"auto"`` is fp32
                 for fp32 weights, ``"exact"`` for mm8 and small matrices, ``"fast"`` for fp16,
                 bf16, int8 and int4. What has no faster unit, and decoding of less than 16
-                streams, is in fp32.
+                streams, is in fp32 or as ``"exact"``.
 
         Raises:
             FileNotFoundError: No such file.

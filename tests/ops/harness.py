@@ -108,6 +108,7 @@ EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 WORDS = ("avx2",)  # products in integers of 16 bits
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
+FEW_ROWS = {"bf16": 7, "int8": 9, "mm8": 9}  # from so many rows on AMX has `exact` products
 
 
 def targets() -> list[Target]:
@@ -143,7 +144,10 @@ def rounding(
     if target.device != "cpu":
         bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
         return 2.0 ** -(2 * bits if rows <= 8 else bits) if bits else 0.0
-    if rows < NARROW_ROWS or target.isa not in (*AMX, DOTS):
+    if rows < NARROW_ROWS:
+        few = target.isa in AMX and dtype == "bf16" and rows >= FEW_ROWS[dtype]
+        return 2.0**-17 if few else 0.0
+    if target.isa not in (*AMX, DOTS):
         return 0.0
     if precision in ("auto", "w8a8"):
         if dtype == "fp32":
@@ -163,8 +167,10 @@ def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> in
     if target.isa in WORDS:
         wide = precision == "exact" or (dtype == "mm8" and precision == "auto")
         return 2 if (codes or dtype == "int4") and rows >= NARROW_ROWS and not wide else 0
-    if not codes or rows < NARROW_ROWS or target.isa not in AVX512 + AMX:
+    if not codes or target.isa not in AVX512 + AMX:
         return 0
+    if rows < NARROW_ROWS:
+        return 3 if target.isa in AMX and rows >= FEW_ROWS[dtype] else 0
     automatic = 3 if dtype == "mm8" else 2
     return {"w8a8": 1, "fast": 2, "exact": 3}.get(precision, automatic)
 

@@ -14,6 +14,7 @@ from ops.harness import (
     EMULATED,
     F32,
     F64,
+    FEW_ROWS,
     WORDS,
     Target,
     assert_close,
@@ -111,6 +112,33 @@ def strips(codes: NDArray[np.uint8], scales: NDArray[np.float16]) -> tuple[Any, 
     lines = c.reshape(full // 16, 16, groups, 4, 4).transpose(0, 2, 3, 1, 4)
     by_group = s.reshape(full // 16, 16, groups).transpose(0, 2, 1)
     return np.ascontiguousarray(lines).reshape(full, -1), np.ascontiguousarray(by_group)
+
+
+@each_target
+@pytest.mark.parametrize("more_rows", [-1, 0, 1, 5])
+@pytest.mark.parametrize("dtype", FEW_ROWS)
+def test_few_rows_are_exact(target: Target, dtype: str, more_rows: int) -> None:
+    """Whatever precision is asked for, and in the same bits."""
+    rows = FEW_ROWS[dtype] + more_rows
+    rng = np.random.default_rng(rows)
+    for out, inner in ((17, 33), (95, 65), (31, 513), (33, 2049)):
+        x = rng.standard_normal((rows, inner)).astype(np.float32)
+        if dtype == "bf16":
+            w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+            decoded, zero = values(w, dtype), 0.0
+            error, more = rounding(target, dtype, rows), None
+        else:
+            least, most, zero = (-127, 127, 0.0) if dtype == "int8" else (0, 255, -0.5)
+            codes = rng.integers(least, most, (out, inner), endpoint=True)
+            w = codes.astype(np.int8 if dtype == "int8" else np.uint8)
+            decoded, error, more = codes - zero, 0.0, None
+            if used := digits(target, dtype, rows):
+                middle = np.abs(codes - (0 if dtype == "int8" else 128)).sum(axis=1)
+                more = code_rounding(x, used) * middle
+        got = [gemm(target, precision, x, w, dtype, zero=zero) for precision in PRECISIONS]
+        check(got[0], x, decoded, error=error, more=more)
+        for other in got[1:]:
+            np.testing.assert_array_equal(other, got[0])
 
 
 @each_target

@@ -27,7 +27,7 @@ inline f32v remainder(f32v x, __m256i rounded) {
 constexpr int kSmallSide = 512;
 
 inline int parts_of_x(const MatmulArgs& a) {
-  if (a.precision == kPrecisionExact) return 2;
+  if (a.precision == kPrecisionExact || a.rows < kMinRows) return 2;
   if (a.precision == kPrecisionFast) return 1;
   return a.in < kSmallSide || a.out < kSmallSide ? 2 : 1;
 }

@@ -16,21 +16,22 @@ namespace wkv::cpu {
 namespace {
 namespace tiles {
 
+constexpr int kMaxDigits = 3;
 /// Bytes of x that a product is computed with.
 inline int digits_of(const MatmulArgs& a) {
+  if (a.rows < kMinRows) return kMaxDigits;
   switch (a.precision) {
     case kPrecisionW8A8:
       return 1;
     case kPrecisionFast:
       return 2;
     case kPrecisionExact:
-      return 3;
+      return kMaxDigits;
     default:  // mm8 promises the logits of its fp32 arithmetic to 1e-5
-      return a.type == kWeightU8 ? 3 : 2;
+      return a.type == kWeightU8 ? kMaxDigits : 2;
   }
 }
 
-constexpr int kMaxDigits = 3;
 /// The largest |X| of so many digits; a little under what they hold, since the product that gives X
 /// is rounded.
 constexpr float kLargest[kMaxDigits + 1] = {0, 127, 127 * 256, 127 * 65536};
@@ -331,12 +332,11 @@ struct VnniUnit {
 };
 
 inline bool takes_codes(const MatmulArgs& a) {
-  return (a.type == kWeightI8 || a.type == kWeightU8) && a.in <= kMaxCodeInputs &&
-         a.rows >= kMinRows;
+  return (a.type == kWeightI8 || a.type == kWeightU8) && a.in <= kMaxCodeInputs;
 }
 
 inline const GemmKernels* vnni_gemm(const MatmulArgs& a) {
-  return takes_codes(a) ? &kKernels<Codes<VnniUnit>> : nullptr;
+  return takes_codes(a) && a.rows >= kMinRows ? &kKernels<Codes<VnniUnit>> : nullptr;
 }
 
 }  // namespace tiles

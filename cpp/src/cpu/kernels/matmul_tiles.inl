@@ -29,7 +29,7 @@ constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;      // a dword of inputs o
 constexpr ptrdiff_t kStepBytes = kRows * kPanelRowBytes;  // of a panel
 constexpr int kGroup = 256;  // outputs, whose sums wait in L2 for the next band: 256 KiB
 constexpr int kChunkRows = 256;
-constexpr int kMinRows = 16;  // fewer rows are computed in fp32
+constexpr int kMinRows = 16;  // fewer rows are computed in fp32, or as `exact` says
 
 /// How x lies packed: [chunk][block of 2^shift steps][tile of rows][part][step], each one tile;
 /// then what is known of every row. The last block may have fewer steps.
