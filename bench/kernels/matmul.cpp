@@ -191,30 +191,28 @@ std::vector<std::string> units_of(const std::string& isa) {
   return {isa};
 }
 
-/// What computes a product: see docs/design/0010. A mode of several products for each useful one
-/// reaches as many times less.
-std::string unit_of(const std::string& isa, DType dtype, MatmulPrecision precision, int rows) {
-  const bool codes = dtype == DType::int8 || dtype == DType::mm8;
-  const bool automatic =
-      precision == MatmulPrecision::automatic || precision == MatmulPrecision::w8a8;
-  constexpr int kLeastRows = 16;
-  if (isa == "generic") return isa;
-  if (isa == "avx2") {
-    const bool wide = rows < kLeastRows || precision == MatmulPrecision::exact ||
-                      (dtype == DType::mm8 && precision == MatmulPrecision::automatic);
-    return quantize::is_quantized(dtype) && !wide ? "avx2 int16" : isa;
-  }
-  const int few = codes ? 9 : dtype == DType::bf16 ? 7 : kLeastRows;  // of which AMX multiplies
-  if (rows < (isa == "amx" ? few : kLeastRows)) return "avx512";
-  if (codes) return isa == "amx" ? "amx int8" : "avx512 int8";
-  if (isa == "avx512" || (dtype == DType::f32 && automatic)) return "avx512";
-  if (isa == "amx") return "amx bf16";
-  return precision == MatmulPrecision::exact ? "avx512" : "avx512 bf16";
+/// What computes a product, as its kernels answer: see docs/design/0010. A mode of several products
+/// for each useful one reaches as many times less.
+std::string unit_of(const cpu::KernelTable& kernels, const Settings& s, DType dtype, int rows) {
+  const std::map<DType, cpu::WeightType> types{
+      {DType::f32, cpu::kWeightF32}, {DType::f16, cpu::kWeightF16}, {DType::bf16, cpu::kWeightBF16},
+      {DType::int8, cpu::kWeightI8}, {DType::mm8, cpu::kWeightU8},  {DType::int4, cpu::kWeightI4}};
+  cpu::MatmulArgs args{};
+  args.type = types.at(dtype);
+  args.rows = rows;
+  args.out = s.out;
+  args.in = s.in;
+  args.precision = static_cast<int>(s.precision);
+  const std::string isa = kernels.isa;
+  if (kernels.matmul.narrow(args) == nullptr) return units_of(isa).front();
+  if (isa == "avx2") return "avx2 int16";
+  const std::string cores = isa == "amx" ? "amx" : "avx512";
+  return cores + (dtype == DType::int8 || dtype == DType::mm8 ? " int8" : " bf16");
 }
 
 void run(const Settings& s) {
-  cpu::CpuBackend backend(s.threads, cpu::select_isa(s.isa.c_str()), SkipZeros::automatic,
-                          s.precision);
+  const cpu::KernelTable& kernels = cpu::select_isa(s.isa.c_str());
+  cpu::CpuBackend backend(s.threads, kernels, SkipZeros::automatic, s.precision);
   std::printf("%s\n", backend.name().c_str());
   for (const DType dtype : s.dtypes) {
     if (quantize::is_quantized(dtype)) continue;  // tests/ops/test_quantize.py checks those
@@ -227,11 +225,10 @@ void run(const Settings& s) {
   }
   if (s.check_only) return;
 
-  const std::string isa = cpu::select_isa(s.isa.c_str()).isa;
   const double bandwidth = read_bandwidth(s.threads, s.seconds * 2);
   std::printf("roofs: read %.2f GB/s", bandwidth / 1e9);
   std::map<std::string, double> peaks;
-  for (const std::string& unit : units_of(isa)) {
+  for (const std::string& unit : units_of(kernels.isa)) {
     peaks[unit] = arithmetic_peak(unit, s.threads, s.seconds);
     std::printf(", %s %.0f GFLOP/s", unit.c_str(), peaks[unit] / 1e9);
   }
@@ -244,7 +241,7 @@ void run(const Settings& s) {
       const auto [t, samples] = time_linear(backend, weights, rows, s.threads, s.seconds);
       const double gbs = weight_bytes(weights.matrices[0]) / t;
       const double flops = 2.0 * rows * s.out * s.in / t;
-      const double peak = peaks.at(unit_of(isa, dtype, s.precision, rows));
+      const double peak = peaks.at(unit_of(kernels, s, dtype, rows));
       std::printf("%-6s %5d %9.1f %8.2f %5.1f%% %9.1f %5.1f%% %7d\n",
                   std::string(dtype_name(dtype)).c_str(), rows, t * 1e6, gbs / 1e9,
                   100 * gbs / bandwidth, flops / 1e9, 100 * flops / peak, samples);

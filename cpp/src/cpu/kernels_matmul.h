@@ -99,8 +99,8 @@ struct GemmKernels {
   void (*multiply)(const MatmulArgs& args, const void* packed, int begin, int end, void* scratch);
 };
 
-/// From `gemm_min_rows` of its type on a product is computed by `gemm`, below by `gemv`; with W
-/// input-major by `sparse` up to `sparse_max_rows`.
+/// A product that `narrow` does not take is computed by `gemm` from `gemm_min_rows` of its type on,
+/// below by `gemv`; with W input-major by `sparse` up to `sparse_max_rows`.
 struct MatmulKernels {
   int gemm_min_rows[kWeightTypes];
   int sparse_max_rows;
