@@ -199,22 +199,22 @@ void CpuBackend::wkv6(Tensor y, Tensor r, Tensor k, Tensor v, Tensor decay,
   const int n = r.cols / heads;
   for_units(pool_, *batch_, heads, std::int64_t{r.rows} * r.cols * n,
             [&](int, const Sequence& s, int from, int to) {
-              for (int h = from; h < to; ++h) {
+              for_head_tokens(s, from, to, [&](int h, int row, int rows) {
                 const int c = h * n;
                 Wkv6Args args{};
-                args.y = out(y, s.row, c);
-                args.r = in(r, s.row, c);
-                args.k = in(k, s.row, c);
-                args.v = in(v, s.row, c);
+                args.y = out(y, row, c);
+                args.r = in(r, row, c);
+                args.k = in(k, row, c);
+                args.v = in(v, row, c);
                 args.decay =
-                    decay_const != nullptr ? RowsIn{decay_const->data + c, 0} : in(decay, s.row, c);
+                    decay_const != nullptr ? RowsIn{decay_const->data + c, 0} : in(decay, row, c);
                 args.bonus = bonus.data + c;
-                args.finish = finish(epilogue.norm, epilogue.gate, s.row, c);
+                args.finish = finish(epilogue.norm, epilogue.gate, row, c);
                 args.state = s.state + state.offset + std::int64_t{c} * n;
-                args.rows = s.rows;
+                args.rows = rows;
                 args.head_size = n;
                 kernels_.rows.wkv6(args);
-              }
+              });
             });
 }
 
@@ -224,28 +224,28 @@ void CpuBackend::wkv7(Tensor y, const Wkv7& x, int heads, Slot state) {
   scratch_.resize(std::max(scratch_.size(), scratch * static_cast<std::size_t>(pool_.threads())));
   for_units(pool_, *batch_, heads, std::int64_t{x.r.rows} * x.r.cols * n,
             [&](int index, const Sequence& s, int from, int to) {
-              for (int h = from; h < to; ++h) {
+              for_head_tokens(s, from, to, [&](int h, int row, int rows) {
                 const int c = h * n;
                 Wkv7Args args{};
-                args.y = out(y, s.row, c);
-                args.r = in(x.r, s.row, c);
-                args.w = in(x.w, s.row, c);
-                args.k = in(x.k, s.row, c);
-                args.v = in(x.v, s.row, c);
-                args.a = in(x.a, s.row, c);
-                args.v_first = in(x.v_first, s.row, c);
-                args.v_mix = in(x.v_mix, s.row, c);
+                args.y = out(y, row, c);
+                args.r = in(x.r, row, c);
+                args.w = in(x.w, row, c);
+                args.k = in(x.k, row, c);
+                args.v = in(x.v, row, c);
+                args.a = in(x.a, row, c);
+                args.v_first = in(x.v_first, row, c);
+                args.v_mix = in(x.v_mix, row, c);
                 args.k_k = x.k_k->data + c;
                 args.k_a = x.k_a->data + c;
                 args.r_k = x.r_k->data + c;
-                args.finish = finish(x.norm, x.gate, s.row, c);
+                args.finish = finish(x.norm, x.gate, row, c);
                 args.state = s.state + state.offset + std::int64_t{c} * n;
                 args.next_state = h + 1 < to ? std::ptrdiff_t{n} * n : 0;
                 args.scratch = scratch_.data() + scratch * static_cast<std::size_t>(index);
-                args.rows = s.rows;
+                args.rows = rows;
                 args.head_size = n;
                 kernels_.rows.wkv7(args);
-              }
+              });
             });
 }
 

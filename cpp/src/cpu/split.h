@@ -66,6 +66,17 @@ void for_units(ThreadPool& pool, const Batch& batch, int units, std::int64_t wor
   });
 }
 
+/// f(head, first row, rows) for heads [begin, end) of a sequence, some tokens of all of them before
+/// the next tokens of the first: rows of a head lie pages apart, its neighbours' on the same pages.
+/// The prefetcher that follows a page brings those to L2, where they wait for 32 tokens, not for a
+/// prompt (3 to 5 % of v6 and v7 on Granite Rapids).
+template <class F>
+void for_head_tokens(const Sequence& s, int begin, int end, F f) {
+  constexpr int kTokens = 32;
+  for (int t = 0; t < s.rows; t += kTokens)
+    for (int h = begin; h < end; ++h) f(h, s.row + t, std::min(kTokens, s.rows - t));
+}
+
 inline std::size_t floats(int n) { return static_cast<std::size_t>(n) * sizeof(float); }
 
 }  // namespace wkv::cpu

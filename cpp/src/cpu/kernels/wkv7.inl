@@ -115,31 +115,43 @@ inline void pass7(float* s, int n, const Token7& now, const Token7& next, ptrdif
   });
 }
 
-void wkv7(const Wkv7Args& args) {
+/// y of token t, once the state before it has been looked at.
+inline void finish7(const Token7& token, const Wkv7Args& args, int t) {
   const int n = args.head_size;
+  float* y = row(args.y, t);
+  for_vectors(n, [&](int i, int m) {
+    const f32v y_i =
+        load(token.y + i) + load(token.sa + i) * token.br + load(token.v + i) * token.kr;
+    store_n(y + i, y_i, m);
+  });
+  const float* gate = args.finish.gate.data ? row(args.finish.gate, t) : nullptr;
+  finish_head(y, n, args.finish, gate, token.bonus, token.v);
+}
+
+void wkv7(const Wkv7Args& args) {
+  const int n = args.head_size, rows = args.rows;
   const int padded = (n + W - 1) / W * W;
-  Token7 tokens[2] = {token7_in(args.scratch, 0, padded), token7_in(args.scratch, 1, padded)};
-  prepare7(tokens[0], args, 0);
-  pass7<false, true>(args.state, n, tokens[0], tokens[0]);
+  Token7 tokens[2 * kTokens7];
+  for (int i = 0; i < 2 * kTokens7 && i < rows; ++i) tokens[i] = token7_in(args.scratch, i, padded);
+  const auto token = [&](int t) -> Token7& { return tokens[t % (2 * kTokens7)]; };
   const RowsIn inputs[] = {args.r, args.w,       args.k,     args.v,
                            args.a, args.v_first, args.v_mix, args.finish.gate};
-  for (int t = 0; t < args.rows; ++t) {
-    for (const RowsIn& x : inputs) prefetch_row(x, t + kRowsAhead, args.rows, n);
-    prefetch_row(args.y, t + kRowsAhead, args.rows, n);
-    Token7& now = tokens[t & 1];
-    Token7& next = tokens[(t + 1) & 1];
-    if (t + 1 < args.rows) {
-      prepare7(next, args, t + 1);
-      pass7<true, true>(args.state, n, now, next);
-    } else {
-      pass7<true, false>(args.state, n, now, next, args.next_state);
-    }
-    float* y = row(args.y, t);
-    for_vectors(n, [&](int i, int m) {
-      store_n(y + i, load(now.y + i) + load(now.sa + i) * now.br + load(now.v + i) * now.kr, m);
-    });
-    const float* gate = args.finish.gate.data ? row(args.finish.gate, t) : nullptr;
-    finish_head(y, n, args.finish, gate, now.bonus, now.v);
+  int ready = 0;
+  const auto prepare = [&] {
+    for (int i = 0; i < kTokens7 && ready < rows; ++i, ++ready) prepare7(token(ready), args, ready);
+  };
+  prepare();
+  pass7<false, true>(args.state, n, token(0), token(0));
+  for (int t = 0; t < rows; ++t) {
+    for (const RowsIn& x : inputs) prefetch_row(x, t + kTokens7 + kRowsAhead, rows, n);
+    prefetch_row(args.y, t + kRowsAhead, rows, n);
+    if (t + 1 == ready) prepare();
+    if (t + 1 < rows)
+      pass7<true, true>(args.state, n, token(t), token(t + 1));
+    else
+      pass7<true, false>(args.state, n, token(t), token(t), args.next_state);
+    if ((t + 1) % kTokens7 != 0 && t + 1 < rows) continue;
+    for (int done = t / kTokens7 * kTokens7; done <= t; ++done) finish7(token(done), args, done);
   }
 }
 
