@@ -160,13 +160,6 @@ struct Floats {
     return Unit::kTurned && a.type == kWeightBF16 && !a.input_major;
   }
 
-  /// Bytes of each row of a panel to ask for before that. Lines from memory take the buffers that x
-  /// needs on its way from L2: all of them cost 15 %, of rows of more than a page a fourth costs 8
-  /// % and of others it gains 7 to 14 % (256 rows, Granite Rapids).
-  static ptrdiff_t asked(const MatmulArgs& a, ptrdiff_t bytes) {
-    return a.row_bytes <= 4096 ? bytes / 4 : 0;
-  }
-
   static void expand(const MatmulArgs& a, const Stage& s, const PanelTo& to, void* spare) {
     if (a.type == kWeightBF16 && !a.input_major) {
       const auto expand = Unit::kTurned ? copy_panel : turn_panel;
@@ -228,22 +221,21 @@ struct Floats {
     to[n] = {x, panel};
   }
 
-  static void finish(const MatmulArgs& a, const Row* known, char* sums, int, int first, int begin,
-                     int end, const Stage& s, const void*) {
-    if constexpr (Unit::kTurned) turn_squares(sums, begin / kRows, (end + kRows - 1) / kRows);
-    const auto* products = (const float*)sums;
-    if (s.columns < kPanelCols) {
-      for (int m = begin; m < end; ++m)
-        store_outputs(a, known[first + m].sums, products + m * kPanelCols, first + m, s.j,
-                      s.j + s.columns);
-      return;
-    }
-    const PanelEnd panel(a, s.j);
-    for (int m = begin; m < end; ++m) {
-      const float* p = products + m * kPanelCols;
-      panel.store_row(known[first + m].sums, {load(p), load(p + W)}, first + m);
-    }
-  }
+  static const RowSums& sums_of(const Row& row) { return row.sums; }
+
+  struct TileRows {
+    TileRows(const Row*, int, int) {}
+  };
+
+  /// Sums of a tile of rows and 16 outputs.
+  struct Square {
+    const MatmulArgs& a;
+    const TileRows& rows;
+    const char* sums;
+    int parts, output;
+    const void* spare;
+    f32v products(int i) const { return load((const float*)(sums + i * kPanelRowBytes)); }
+  };
 };
 
 }  // namespace tiles

@@ -14,12 +14,12 @@ namespace tiles {
 /// these products, as in those of AMX.
 struct DotUnit {
   static constexpr bool kTurned = false;
-  static constexpr int kShift = 3, kBandSteps = 32;
+  static constexpr int kShift = 3;
   static void begin() {}
   static void end() {}
 
   static void run(const Sweep* sweeps, int count, int steps, ptrdiff_t next, int row_tiles,
-                  char* sums, bool add, PanelAhead& ahead, int lines) {
+                  char* sums, const char*, bool add, PanelAhead& ahead, int lines) {
     for (int t = 0; t < row_tiles; ++t)
       for (int r = 0; r < kRows; r += 8) {
         for (int s = 0; s < count; ++s)

@@ -52,47 +52,46 @@ inline void store_outputs(const MatmulArgs& a, const RowSums& sums, const float*
   }
 }
 
-/// The same for two vectors of outputs, [j, j + 2 W) of which all exist, of many rows: what belongs
-/// to the outputs is read once. Not by way of finish(): shared, its operands cost 3 to 7 % of the
-/// instructions of a prompt in fp16 with AVX2.
-class PanelEnd {
+/// The same for a vector of outputs, all of which exist, of many rows: what belongs to the outputs
+/// is read once. Not by way of finish(): shared, its operands cost 3 to 7 % of the instructions of
+/// a prompt in fp16 with AVX2.
+class OutputsEnd {
  public:
-  PanelEnd(const MatmulArgs& a, int j) : a_(a), j_(j), sums_(needs_sums(a.scales)) {
-    const auto operand = [](const float* p, f32v(&to)[2]) {
-      if (p) to[0] = load(p), to[1] = load(p + W);
-    };
-    operand(a.scales.out_scale ? a.scales.out_scale + j : nullptr, scale_);
-    operand(a.scales.out_offset ? a.scales.out_offset + j : nullptr, offset_);
-    operand(a.epilogue.bias ? a.epilogue.bias + j : nullptr, bias_);
+  OutputsEnd(const MatmulArgs& a, int j) : a_(a), j_(j), sums_(needs_sums(a.scales)) {
+    if (a.scales.out_scale) scale_ = load(a.scales.out_scale + j);
+    if (a.scales.out_offset) offset_ = load(a.scales.out_offset + j);
+    if (a.epilogue.bias) bias_ = load(a.epilogue.bias + j);
   }
 
-  // Called, it takes 4 % of a bf16 product of 256 rows on AMX more.
-  __attribute__((always_inline)) void store_row(const RowSums& sums, const f32v (&products)[2],
-                                                ptrdiff_t row) const {
+  /// Whether store_row<false>() knows the activation; the others are too long to repeat per row.
+  bool plain() const { return a_.epilogue.act == kActNone || a_.epilogue.act == kActReluSquared; }
+
+  /// Called, it takes 4 % of a bf16 product of 256 rows on AMX more.
+  template <bool AnyAct>
+  __attribute__((always_inline)) void store_row(const RowSums& sums, f32v p, ptrdiff_t row) const {
     const MatmulScales& s = a_.scales;
     const MatmulEpilogue& e = a_.epilogue;
+    if (sums_) p -= s.zero * sums.scaled;
+    if (s.out_scale) p *= scale_;
+    if (s.out_offset) p += offset_ * sums.plain;
+    if (sums_) p += sums.offset;
+    if (e.bias) p += bias_;
+    if constexpr (AnyAct)
+      p = apply(e.act, p);
+    else if (e.act == kActReluSquared)
+      p = relu_squared(p);
+    if (e.gate) p *= load(e.gate + row * e.gate_stride + j_);
+    if (e.add) p += load(e.add + row * e.add_stride + j_);
     float* y = a_.y + row * a_.y_stride + j_;
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      f32v p = products[half];
-      if (sums_) p -= s.zero * sums.scaled;
-      if (s.out_scale) p *= scale_[half];
-      if (s.out_offset) p += offset_[half] * sums.plain;
-      if (sums_) p += sums.offset;
-      if (e.bias) p += bias_[half];
-      if (e.act != kActNone) p = apply(e.act, p);
-      if (e.gate) p *= load(e.gate + row * e.gate_stride + j_ + half * W);
-      if (e.add) p += load(e.add + row * e.add_stride + j_ + half * W);
-      if (e.accumulate) p += load(y + half * W);
-      store(y + half * W, p);
-    }
+    if (e.accumulate) p += load(y);
+    store(y, p);
   }
 
  private:
   const MatmulArgs& a_;
   const int j_;
   const bool sums_;
-  f32v scale_[2] = {}, offset_[2] = {}, bias_[2] = {};
+  f32v scale_{}, offset_{}, bias_{};
 };
 
 }  // namespace

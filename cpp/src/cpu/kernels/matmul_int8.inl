@@ -187,15 +187,11 @@ struct Codes {
     }
   }
 
-  /// As in Floats. Not with one digit: sums of codes are made in the panel. Nor with rows of less
-  /// than 2 KiB: of 1 KiB, 16 rows of x lose 10 %.
+  /// As in Floats. Not with one digit: sums of codes are made in the panel.
   static bool in_place(const MatmulArgs& a) {
     const bool as_they_are = a.type == (Unit::kSigned ? kWeightI8 : kWeightU8);
-    return Unit::kTurned && as_they_are && !a.input_major && digits_of(a) > 1 && a.in >= 2048;
+    return Unit::kTurned && as_they_are && !a.input_major && digits_of(a) > 1;
   }
-
-  /// Of fewer bytes that take longer to multiply all are asked for: it gains 4 %.
-  static ptrdiff_t asked(const MatmulArgs&, ptrdiff_t bytes) { return bytes; }
 
   static void expand(const MatmulArgs& a, const Stage& s, const PanelTo& to, void* spare) {
     const int flip = a.type == kWeightI8 && !Unit::kSigned ? 0x80 : 0;
@@ -236,61 +232,57 @@ struct Codes {
     to[0] = {x, panel};
   }
 
-  /// a: at_the_end().
-  static void finish(const MatmulArgs& a, const Row* known, char* sums, int digits, int first,
-                     int begin, int end, const Stage& s, const void* spare) {
-    if constexpr (Unit::kTurned)
-      turn_squares(sums, begin / kRows * digits, (end + kRows - 1) / kRows * digits);
-    if (s.columns < kPanelCols) {
-      for (int m = begin; m < end; ++m) {
-        f32v p[2];
-        float products[kPanelCols];
-        combine(a, known[first + m], sums, digits, m, s, spare, p);
-        store(products, p[0]);
-        store(products + W, p[1]);
-        store_outputs(a, known[first + m].fp32, products, first + m, s.j, s.j + s.columns);
-      }
-      return;
-    }
-    const PanelEnd panel(a, s.j);
-    for (int m = begin; m < end; ++m) {
-      f32v p[2];
-      combine(a, known[first + m], sums, digits, m, s, spare, p);
-      panel.store_row(known[first + m].fp32, p, first + m);
-    }
-  }
+  static const RowSums& sums_of(const Row& row) { return row.fp32; }
 
-  /// The products of row m of a chunk from those of its digits.
-  static void combine(const MatmulArgs& a, const Row& row, const char* sums, int digits, int m,
-                      const Stage& s, const void* spare, f32v (&products)[2]) {
-    const char* at = sums + ((ptrdiff_t)(m / kRows * digits) * kRows + m % kRows) * kPanelRowBytes;
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
+  /// What the products of a tile of rows need.
+  struct TileRows {
+    TileRows(const Row* rows, int n, int digits) {
+      for (int i = 0; i < n; ++i) {
+        for (int d = 0; d < digits; ++d) middle[d][i] = kMiddle * (unsigned)rows[i].sums[d];
+        zero[i] = (uint32_t)rows[i].zero;
+        scale[i] = rows[i].scale;
+      }
+    }
+    uint32_t middle[kMaxDigits][kRows] = {}, zero[kRows] = {};
+    float scale[kRows] = {};
+  };
+
+  /// Sums of a tile of rows and 16 outputs, from `output` of the group on, for every digit. Of one
+  /// digit: (X - zero) (code - kMiddle), in 32 bits modulo 2^32.
+  struct Square {
+    static constexpr bool kTurned = Unit::kTurned;
+    const MatmulArgs& a;
+    const TileRows& rows;
+    const char* sums;
+    int digits, output;
+    const void* spare;
+
+    f32v products(int i) const {
       f32v p{};
       for (int d = 0; d < digits; ++d) {
-        __m512i v = _mm512_loadu_si512(at + d * kTileBytes * 2 + half * kRowBytes);
-        v = _mm512_sub_epi32(v, _mm512_set1_epi32((int)(kMiddle * (unsigned)row.sums[d])));
-        if (row.zero != 0) {  // (X - zero) (code - kMiddle), in 32 bits modulo 2^32
-          __m512i codes = _mm512_loadu_si512((const int*)spare + s.panel * kPanelCols + half * W);
-          codes = _mm512_sub_epi32(codes, _mm512_set1_epi32(kMiddle * a.in));
-          v = _mm512_sub_epi32(v, _mm512_mullo_epi32(codes, _mm512_set1_epi32(row.zero)));
+        u32v v;
+        __builtin_memcpy(&v, sums + d * kStepBytes + i * kPanelRowBytes, sizeof v);
+        v -= lanes<kTurned, u32v>(rows.middle[d], i);
+        if (digits == 1) {
+          const u32v codes = lanes<!kTurned, u32v>((const uint32_t*)spare + output, i);
+          v -= (codes - (uint32_t)(kMiddle * a.in)) * lanes<kTurned, u32v>(rows.zero, i);
         }
-        p = p * 256.0f + (f32v)_mm512_cvtepi32_ps(v);
+        p = p * 256.0f + __builtin_convertvector((i32v)v, f32v);
       }
-      products[half] = p * row.scale;
+      return p * lanes<kTurned, f32v>(rows.scale, i);
     }
-  }
+  };
 };
 
 /// The dot products of AVX-512 VNNI: eight rows of a tile at a time, two vectors of outputs.
 struct VnniUnit {
   static constexpr bool kTurned = false, kSigned = false;
-  static constexpr int kShift = 3, kBandSteps = 32;
+  static constexpr int kShift = 3;
   static void begin() {}
   static void end() {}
 
   static void run(const Sweep* sweeps, int, int steps, ptrdiff_t next, int row_tiles, char* sums,
-                  bool add, PanelAhead& ahead, int lines) {
+                  const char*, bool add, PanelAhead& ahead, int lines) {
     for (int t = 0; t < row_tiles; ++t)
       for (int r = 0; r < kRows; r += 8) {
         eight_rows(sweeps->x + t * next + r * kRowBytes, sweeps->panel, steps,

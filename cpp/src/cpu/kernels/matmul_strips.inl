@@ -31,11 +31,13 @@ inline i32v load_dwords(const unsigned char* p) {
   return v;
 }
 
-/// The part of W that the next panels come from, asked for while the present ones are used.
+/// The part of W that the next panels come from, asked for while the present ones are used: of
+/// kAtOnce rows by turns.
 struct PanelAhead {
+  static constexpr int kAtOnce = 4;
   const char* row = nullptr;
   ptrdiff_t stride = 0, bytes = 0, offset = 0;
-  int rows = 0;
+  int rows = 0, turn = 0;
 
   static PanelAhead of(const MatmulArgs& a, int j, int columns, int k, int depth) {
     constexpr int kBits[] = {32, 16, 16, 8, 8, 4};
@@ -59,9 +61,11 @@ struct PanelAhead {
   int lines() const { return rows * (int)((bytes + 63) / 64); }
   void ask(int n) {
     for (; n > 0 && rows > 0; --n) {
-      __builtin_prefetch(row + offset, 0, 2);
+      __builtin_prefetch(row + turn * stride + offset, 0, 2);
+      if (++turn < kAtOnce && turn < rows) continue;
+      turn = 0;
       offset += 64;
-      if (offset >= bytes) row += stride, offset = 0, --rows;
+      if (offset >= bytes) row += kAtOnce * stride, offset = 0, rows -= kAtOnce;
     }
   }
 };

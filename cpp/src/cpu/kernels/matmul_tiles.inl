@@ -29,13 +29,13 @@ constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;      // a dword of inputs o
 constexpr ptrdiff_t kStepBytes = kRows * kPanelRowBytes;  // of a panel
 constexpr int kGroup = 256;  // outputs, whose sums wait in L2 for the next band: 256 KiB
 constexpr int kChunkRows = 256;
-constexpr int kMinRows = 16;  // fewer rows are computed in fp32, or as `exact` says
+constexpr int kBandSteps = 32;  // of all parts: of 256 rows 512 KiB; 64 are up to 8 % slower
+constexpr int kMinRows = 16;    // fewer rows are computed in fp32, or as `exact` says
 
 /// How x lies packed: [chunk][block of 2^shift steps][tile of rows][part][step], each one tile;
 /// then what is known of every row. The last block may have fewer steps.
 struct Layout {
   int chunks, chunk_rows, tiles, parts, steps, shift;
-  int most_steps;  ///< of all parts, in a band: 32 of 256 rows are 512 KiB
   int blocks() const { return (steps + (1 << shift) - 1) >> shift; }
   ptrdiff_t chunk_bytes() const { return (ptrdiff_t)tiles * parts * steps * kTileBytes; }
   int block_steps(int block) const {
@@ -44,7 +44,7 @@ struct Layout {
   }
   /// Blocks whose x stays in L2 while panels pass.
   int band_blocks() const {
-    const int blocks = most_steps / parts >> shift;
+    const int blocks = kBandSteps / parts >> shift;
     return blocks > 1 ? blocks : 1;
   }
   int bands() const { return (blocks() + band_blocks() - 1) / band_blocks(); }
@@ -74,7 +74,6 @@ Layout layout_of(const MatmulArgs& a) {
   l.steps = (a.in + Family::kInputs - 1) / Family::kInputs;
   // 16 steps of a panel are 32 KiB, which L1 holds; of a panel of two parts, 8 steps.
   l.shift = Family::kSumsPerPart || l.parts == 1 ? Family::Unit::kShift : 3;
-  l.most_steps = Family::Unit::kBandSteps;
   return l;
 }
 
@@ -226,11 +225,14 @@ struct Stages {
     if (s.block + 1 == l.band_end(s.band)) return panel_after(s);
     return stage(s.chunk, s.group, s.band, s.panel, s.block + 1);
   }
+  bool ends_group(const Stage& s) const {
+    return (s.panel + 1) * kPanelCols == kGroup || s.j + kPanelCols >= end;
+  }
   /// The first block of the next panel.
   Stage panel_after(const Stage& s) const {
     const int first = l.band_begin(s.band);
-    const bool last = (s.panel + 1) * kPanelCols == kGroup || s.j + kPanelCols >= end;
-    if (!last || s.chunk == l.chunks) return stage(s.chunk, s.group, s.band, s.panel + 1, first);
+    if (!ends_group(s) || s.chunk == l.chunks)
+      return stage(s.chunk, s.group, s.band, s.panel + 1, first);
     if (s.band + 1 < l.bands())
       return stage(s.chunk, s.group, s.band + 1, 0, l.band_begin(s.band + 1));
     return stage((s.group + 1) / groups(), s.group + 1, 0, 0, 0);
@@ -244,14 +246,64 @@ struct Stages {
   int groups() const { return (end - begin + kGroup - 1) / kGroup; }
 };
 
-/// Asks for a panel's outputs of rows [begin, end), before the last block of their products: y of a
-/// prompt has left L2 since it was used last. Two threads of Granite Rapids, bf16: 6 % faster in
-/// prompts of v7:12x2048, 7 % slower in one product repeated, whose y is near.
-inline void ask_outputs(const MatmulArgs& a, int begin, int end, int j) {
-  for (int m = begin; m < end; ++m) {
-    const float* y = a.y + m * a.y_stride + j;
-    __builtin_prefetch(y, 1, 2);
-    __builtin_prefetch(y + W, 1, 2);
+/// For lane i of a square the value that belongs to its lane, or the one of all of its lanes. Lanes
+/// are rows of x if the unit is turned, else outputs.
+template <bool PerLane, class V, class T>
+V lanes(const T* values, int i) {
+  V v;
+  if constexpr (PerLane)
+    __builtin_memcpy(&v, values, sizeof v);
+  else
+    v = V{} + values[i];
+  return v;
+}
+
+/// Outputs of `n` rows of a tile, 16 of a panel from output j on, of which `columns` exist.
+template <class Family>
+void finish_square(const MatmulArgs& a, const typename Family::Row* known,
+                   const typename Family::Square& square, int row, int n, int j, int columns) {
+  f32v v[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) v[i] = square.products(i);
+  if constexpr (Family::Unit::kTurned) transpose(v);
+  if (columns >= W) {
+    const OutputsEnd end(a, j);
+    if (n == kRows && end.plain()) {
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i)
+        end.template store_row<false>(Family::sums_of(known[i]), v[i], row + i);
+    } else {
+      for (int i = 0; i < n; ++i)
+        end.template store_row<true>(Family::sums_of(known[i]), v[i], row + i);
+    }
+    return;
+  }
+  for (int i = 0; i < n; ++i) {
+    float products[W];
+    store(products, v[i]);
+    store_outputs(a, Family::sums_of(known[i]), products, row + i, j, j + columns);
+  }
+}
+
+/// The outputs of a group, whose sums are complete: by tiles of rows, so that y is written in runs
+/// of 1 KiB, which the processor's prefetcher follows. y of a prompt has left L2; panel by panel,
+/// in runs of two lines, it held up a bf16 product of 256 rows for a fifth of its time (Granite
+/// Rapids).
+template <class Family>
+void finish_group(const MatmulArgs& a, const typename Family::Row* known, const Plan& p,
+                  const Stage& last, int first, int rows, const char* sums, const void* spare) {
+  const ptrdiff_t tile_bytes = (Family::kSumsPerPart ? p.l.parts : 1) * kStepBytes;
+  for (int begin = 0; begin < rows; begin += kRows, sums += tile_bytes) {
+    const int n = rows - begin < kRows ? rows - begin : kRows, row = first + begin;
+    const typename Family::TileRows of(known + row, n, p.l.parts);
+    for (int half = 0; half < 2 * (last.panel + 1); ++half) {
+      const int before = (2 * last.panel - half) * W;  // outputs before the last panel
+      const int j = last.j - before, columns = last.columns + before;
+      if (columns <= 0) break;
+      const char* at = sums + half / 2 * p.panel_sums() + half % 2 * kRowBytes;
+      finish_square<Family>(a, known + row, {a, of, at, p.l.parts, half * W, spare}, row, n, j,
+                            columns);
+    }
   }
 }
 
@@ -279,9 +331,12 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
     const ptrdiff_t part_bytes = s.steps * kTileBytes;
     const char* x = (const char*)packed + l.at(s.chunk, s.block, 0);
     char* panel_sums = sums + s.panel * p.panel_sums();
+    const char* next_sums = sums + stages.after(s).panel * p.panel_sums();
     if (s.block == l.band_begin(s.band)) {
       ahead = stages.ahead(stages.panel_after(s));
-      if (in_place) ahead.bytes = Family::asked(a, ahead.bytes);
+      // The prefetcher brings the others. Lines from memory take the buffers that x needs on its
+      // way from L2.
+      if (in_place) ahead.bytes /= 2;
       const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products;
       lines = (ahead.lines() + steps - 1) / steps;
     }
@@ -297,14 +352,13 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
         sweeps[0].rows = (const char*)a.w + s.j * a.row_bytes + s.k0 / Family::kInputs * kRowBytes;
         sweeps[0].row_bytes = a.row_bytes;
       }
-      const bool last = s.block + 1 == l.blocks();
-      const int from = t / sums_per_tile * kRows, done = (t + two) / sums_per_tile * kRows;
-      const int to = done < rows ? done : rows;
-      if (last) ask_outputs(a, first + from, first + to, s.j);
-      Family::Unit::run(sweeps, p.products, s.steps, next_tile * part_bytes, two,
-                        panel_sums + t * kRows * kPanelRowBytes, s.block > 0, ahead, lines);
-      if (last) Family::finish(at_the_end, known, panel_sums, l.parts, first, from, to, s, spare);
+      char* at = panel_sums + t * kStepBytes;
+      Family::Unit::run(sweeps, p.products, s.steps, next_tile * part_bytes, two, at,
+                        t + 2 < sum_tiles ? at + 2 * kStepBytes : next_sums, s.block > 0, ahead,
+                        lines);
     }
+    if (s.block + 1 == l.blocks() && stages.ends_group(s))
+      finish_group<Family>(at_the_end, known, p, s, first, rows, sums, spare);
   }
   Family::Unit::end();
 }
@@ -312,13 +366,6 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
 template <class Family>
 constexpr GemmKernels kKernels = {packed_bytes<Family>, pack_units<Family>, pack<Family>,
                                   scratch<Family>, multiply<Family>};
-
-/// Sums of outputs by rows, in squares of tiles [begin, end), become sums of rows by outputs.
-inline void turn_squares(char* sums, int begin, int end) {
-  for (int tile = begin; tile < end; ++tile)
-    for (int half = 0; half < 2; ++half)
-      turn(sums + tile * kStepBytes + half * kRowBytes, kPanelRowBytes);
-}
 
 /// A line of inputs of W from byte `from` of row j on, of which `bytes` exist; the rest and absent
 /// rows are bytes `fill`.
