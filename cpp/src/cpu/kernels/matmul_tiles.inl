@@ -336,7 +336,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
       ahead = stages.ahead(stages.panel_after(s));
       // The prefetcher brings the others. Lines from memory take the buffers that x needs on its
       // way from L2.
-      if (in_place) ahead.bytes /= 2;
+      if (in_place) ahead.bytes /= 4;
       const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products;
       lines = (ahead.lines() + steps - 1) / steps;
     }
