@@ -69,7 +69,7 @@ void for_units(ThreadPool& pool, const Batch& batch, int units, std::int64_t wor
 /// f(head, first row, rows) for heads [begin, end) of a sequence, some tokens of all of them before
 /// the next tokens of the first: rows of a head lie pages apart, its neighbours' on the same pages.
 /// The prefetcher that follows a page brings those to L2, where they wait for 32 tokens, not for a
-/// prompt (3 to 5 % of v6 and v7 on Granite Rapids).
+/// prompt (3 to 5 % of v6 and v7 with AVX-512 on Granite Rapids).
 template <class F>
 void for_head_tokens(const Sequence& s, int begin, int end, F f) {
   constexpr int kTokens = 32;

@@ -226,16 +226,9 @@ struct Floats {
   struct TileRows {
     TileRows(const Row*, int, int) {}
   };
-
-  /// Sums of a tile of rows and 16 outputs.
-  struct Square {
-    const MatmulArgs& a;
-    const TileRows& rows;
-    const char* sums;
-    int parts, output;
-    const void* spare;
-    f32v products(int i) const { return load((const float*)(sums + i * kPanelRowBytes)); }
-  };
+  static f32v products(const Square& square, const TileRows&, int i) {
+    return load((const float*)(square.sums + i * kPanelRowBytes));
+  }
 };
 
 }  // namespace tiles

@@ -234,7 +234,7 @@ struct Codes {
 
   static const RowSums& sums_of(const Row& row) { return row.fp32; }
 
-  /// What the products of a tile of rows need.
+  /// What products() needs of a tile of rows.
   struct TileRows {
     TileRows(const Row* rows, int n, int digits) {
       for (int i = 0; i < n; ++i) {
@@ -247,31 +247,23 @@ struct Codes {
     float scale[kRows] = {};
   };
 
-  /// Sums of a tile of rows and 16 outputs, from `output` of the group on, for every digit. Of one
-  /// digit: (X - zero) (code - kMiddle), in 32 bits modulo 2^32.
-  struct Square {
-    static constexpr bool kTurned = Unit::kTurned;
-    const MatmulArgs& a;
-    const TileRows& rows;
-    const char* sums;
-    int digits, output;
-    const void* spare;
-
-    f32v products(int i) const {
-      f32v p{};
-      for (int d = 0; d < digits; ++d) {
-        u32v v;
-        __builtin_memcpy(&v, sums + d * kStepBytes + i * kPanelRowBytes, sizeof v);
-        v -= lanes<kTurned, u32v>(rows.middle[d], i);
-        if (digits == 1) {
-          const u32v codes = lanes<!kTurned, u32v>((const uint32_t*)spare + output, i);
-          v -= (codes - (uint32_t)(kMiddle * a.in)) * lanes<kTurned, u32v>(rows.zero, i);
-        }
-        p = p * 256.0f + __builtin_convertvector((i32v)v, f32v);
+  /// From the sums for every digit. Of one digit: (X - zero) (code - kMiddle), in 32 bits modulo
+  /// 2^32.
+  static f32v products(const Square& square, const TileRows& rows, int i) {
+    constexpr bool kTurned = Unit::kTurned;
+    f32v p{};
+    for (int d = 0; d < square.parts; ++d) {
+      u32v v;
+      __builtin_memcpy(&v, square.sums + d * kStepBytes + i * kPanelRowBytes, sizeof v);
+      v -= lanes<kTurned, u32v>(rows.middle[d], i);
+      if (square.parts == 1) {
+        const u32v codes = lanes<!kTurned, u32v>((const uint32_t*)square.spare + square.output, i);
+        v -= (codes - (uint32_t)(kMiddle * square.in)) * lanes<kTurned, u32v>(rows.zero, i);
       }
-      return p * lanes<kTurned, f32v>(rows.scale, i);
+      p = p * 256.0f + __builtin_convertvector((i32v)v, f32v);
     }
-  };
+    return p * lanes<kTurned, f32v>(rows.scale, i);
+  }
 };
 
 /// The dot products of AVX-512 VNNI: eight rows of a tile at a time, two vectors of outputs.
