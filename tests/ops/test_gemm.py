@@ -145,7 +145,7 @@ def test_few_rows_are_exact(target: Target, dtype: str, more_rows: int) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_int4(target: Target, precision: str) -> None:
     rng = np.random.default_rng(3)
-    for out, inner in ((1, 32), (33, 64), (66, 288), (18, 544)):
+    for out, inner in ((1, 32), (33, 64), (66, 288), (18, 544), (300, 1056)):
         q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
         scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
         w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
@@ -266,7 +266,8 @@ def test_group_equals_its_parts(target: Target, precision: str) -> None:
 @each_target
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("want", ["bf16", "int8"])
-def test_epilogue(target: Target, precision: str, want: str) -> None:
+@pytest.mark.parametrize("act", ["none", "relu_squared", "tanh"])
+def test_epilogue(target: Target, precision: str, want: str, act: str) -> None:
     rng = np.random.default_rng(7)
     out, inner, rows = 71, 45, 37
     w = (rng.integers(-127, 127, (out, inner)) / 128).astype(np.float32)
@@ -276,8 +277,11 @@ def test_epilogue(target: Target, precision: str, want: str) -> None:
     device = target.open(padding=3, threads=2, precision=precision)
     held = weight(device, w, "fp32", want=want)
     plain = product(device, x, held).astype(np.float64)
-    y = product(device, x, held, act="tanh", bias=bias, gate=gate, add=add, into=into)
-    assert_close(y, np.tanh(plain + bias) * gate + add + into, 2e-6, scale=10.0)
+    y = product(device, x, held, act=act, bias=bias, gate=gate, add=add, into=into)
+    p = plain + bias
+    p = {"none": p, "relu_squared": np.maximum(p, 0) ** 2, "tanh": np.tanh(p)}[act]
+    scale = 10.0 if act == "tanh" else 10.0 + np.abs(p * gate)
+    assert_close(y, p * gate + add + into, 2e-6, scale=scale)
 
 
 @each_target
