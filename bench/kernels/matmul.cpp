@@ -1,7 +1,9 @@
 // Checks the products of CpuBackend::linear against float64, then times them beside the roofs of
 // this machine:  bench_matmul [--isa NAME] [--threads N] [--dtype NAME] [--rows A,B,..]
-//                [--shape OUTxIN] [--precision NAME] [--check] [--seconds S]
-// Memory traffic is real: every repetition uses another of enough matrices to overflow the caches.
+//                [--shape OUTxIN] [--precision NAME] [--density D] [--check] [--seconds S]
+// With a density the matrix is that of a channel mix and all inputs but that share are zero; GB/s
+// are still those of the whole matrix. Memory traffic is real: every repetition uses another of
+// enough matrices to overflow the caches.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -37,6 +39,7 @@ struct Settings {
   std::vector<int> rows = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256};
   int out = 2048, in = 2048;
   MatmulPrecision precision = MatmulPrecision::automatic;
+  double density = 0;  ///< of x, if the matrix is one whose rows may be left out
   bool check_only = false;
   double seconds = 0.3;
 };
@@ -45,11 +48,13 @@ struct Settings {
 /// of what a product reads of it, `bytes` of them or one.
 class Weights {
  public:
-  Weights(cpu::CpuBackend& backend, int out, int in, DType dtype, std::size_t bytes)
+  Weights(cpu::CpuBackend& backend, int out, int in, DType dtype, std::size_t bytes,
+          MatrixUse use = MatrixUse::linear)
       : stored_(dtype_size(dtype) == 0 ? DType::bf16 : dtype) {
+    const auto size = [](int i) { return static_cast<std::size_t>(i); };
     std::mt19937 random(1);
     std::uniform_real_distribution<float> uniform(-1, 1);
-    const auto n = static_cast<std::size_t>(out) * static_cast<std::size_t>(in);
+    const std::size_t n = size(out) * size(in);
     elements_ = allocate_host(n * dtype_size(stored_));
     for (std::size_t i = 0; i < n; ++i) {
       const float value = uniform(random) / std::sqrt(static_cast<float>(in));
@@ -60,19 +65,19 @@ class Weights {
             stored_ == DType::f16 ? f32_to_f16(value) : f32_to_bf16(value);
     }
     HostTensor tensor{elements_.data(), stored_, {out, in}, std::make_shared<Buffer>(elements_)};
-    const Matrix first = backend.adopt(tensor, dtype, MatrixUse::linear, "w", keep_, {});
-    const auto outputs =
-                   static_cast<std::size_t>((out + cpu::kStrip - 1) / cpu::kStrip * cpu::kStrip),
-               groups = static_cast<std::size_t>((in + kInt4Group - 1) / kInt4Group);
-    const bool packed = first.layout == Layout::packed;
-    const std::size_t codes =
-        packed ? outputs * groups * kInt4Group / 2
-               : static_cast<std::size_t>(out) * quantize::row_bytes(first.dtype, in);
+    const Matrix first = backend.adopt(tensor, dtype, use, "w", keep_, {});
+    const std::size_t outputs = size((out + cpu::kStrip - 1) / cpu::kStrip * cpu::kStrip),
+                      groups = size((in + kInt4Group - 1) / kInt4Group);
+    const bool turned = first.layout == Layout::input_major;
+    const std::size_t codes = first.layout == Layout::packed ? outputs * groups * kInt4Group / 2
+                              : turned ? size(in) * quantize::row_bytes(first.dtype, out)
+                                       : size(out) * quantize::row_bytes(first.dtype, in);
+    const std::size_t scales = groups * (turned ? size(out) : outputs) * sizeof(std::uint16_t);
     matrices.push_back(first);
     while (matrices.size() * codes < bytes) {
       Matrix& w = matrices.emplace_back(first);
       w.data = copy(first.data, codes);
-      if (packed) w.group_scale = copy(first.group_scale, outputs * groups * sizeof(std::uint16_t));
+      if (w.group_scale != nullptr) w.group_scale = copy(first.group_scale, scales);
     }
   }
 
@@ -142,10 +147,15 @@ double cpu_seconds() {
 /// threads had 97 % of a CPU), and how many of them there were; the fastest tenth if there were
 /// none.
 std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weights, int rows,
-                                   int threads, double seconds) {
+                                   const Settings& s) {
   const Matrix& w = weights.matrices[0];
-  const auto values =
-      random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.in), 3);
+  auto values = random_floats(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.in), 3);
+  if (s.density > 0) {
+    std::mt19937 random(4);
+    std::bernoulli_distribution zero(1 - s.density);
+    for (float& x : values)
+      if (zero(random)) x = 0;
+  }
   const Buffer x = allocate_host(values.size() * sizeof(float));
   std::memcpy(x.data(), values.data(), x.bytes());
   const Buffer y = allocate_host(static_cast<std::size_t>(rows) * static_cast<std::size_t>(w.out) *
@@ -156,7 +166,7 @@ std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weig
   const auto since = [](Clock::time_point t) {
     return std::chrono::duration<double>(Clock::now() - t).count();
   };
-  while (all.size() < 5 || since(start) < seconds) {
+  while (all.size() < 5 || since(start) < s.seconds) {
     const auto begin = Clock::now();
     const double cpu = cpu_seconds();
     double elapsed = 0;
@@ -169,7 +179,7 @@ std::pair<double, int> time_linear(cpu::CpuBackend& backend, const Weights& weig
       backend.linear({&job, 1});
     }
     all.push_back(elapsed / n);
-    if (cpu_seconds() - cpu > 0.97 * elapsed * threads) clean.push_back(elapsed / n);
+    if (cpu_seconds() - cpu > 0.97 * elapsed * s.threads) clean.push_back(elapsed / n);
   }
   const int undisturbed = static_cast<int>(clean.size());
   std::vector<double>& samples = clean.empty() ? all : clean;
@@ -212,7 +222,8 @@ std::string unit_of(const cpu::KernelTable& kernels, const Settings& s, DType dt
 
 void run(const Settings& s) {
   const cpu::KernelTable& kernels = cpu::select_isa(s.isa.c_str());
-  cpu::CpuBackend backend(s.threads, kernels, SkipZeros::automatic, s.precision);
+  const bool skips = s.density > 0;
+  cpu::CpuBackend backend(s.threads, kernels, skips ? SkipZeros::on : SkipZeros::off, s.precision);
   std::printf("%s\n", backend.name().c_str());
   for (const DType dtype : s.dtypes) {
     if (quantize::is_quantized(dtype)) continue;  // tests/ops/test_quantize.py checks those
@@ -236,9 +247,10 @@ void run(const Settings& s) {
   std::printf("%-6s %5s %9s %8s %6s %9s %6s %7s\n", "dtype", "rows", "us", "GB/s", "share",
               "GFLOP/s", "share", "samples");
   for (const DType dtype : s.dtypes) {
-    const Weights weights(backend, s.out, s.in, dtype, footprint_bytes());
+    const Weights weights(backend, s.out, s.in, dtype, footprint_bytes(),
+                          skips ? MatrixUse::ffn_value : MatrixUse::linear);
     for (const int rows : s.rows) {
-      const auto [t, samples] = time_linear(backend, weights, rows, s.threads, s.seconds);
+      const auto [t, samples] = time_linear(backend, weights, rows, s);
       const double gbs = weight_bytes(weights.matrices[0]) / t;
       const double flops = 2.0 * rows * s.out * s.in / t;
       const double peak = peaks.at(unit_of(kernels, s, dtype, rows));
@@ -269,6 +281,8 @@ Settings parse(int argc, char** argv) {
       s.dtypes = {parse_dtype(value)};
     } else if (option == "--precision") {
       s.precision = parse_matmul_precision(value);
+    } else if (option == "--density") {
+      s.density = std::atof(value.c_str());
     } else if (option == "--seconds") {
       s.seconds = std::atof(value.c_str());
     } else if (option == "--shape") {

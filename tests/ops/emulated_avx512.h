@@ -123,6 +123,11 @@ WKV_LANES __m512 permutex2var_ps(__m512 a, __m512i index, __m512 b) {
   }
   return r;
 }
+WKV_LANES __m512 permutexvar_ps(__m512i index, __m512 a) {
+  f16x r;
+  for (int i = 0; i < 16; ++i) r[i] = a[((i16x)index)[i] & 15];
+  return r;
+}
 WKV_LANES __m512i permutexvar_epi16(__m512i index, __m512i a) {
   u32x r;
   for (int i = 0; i < 32; ++i) r[i] = ((u32x)a)[((u32x)index)[i] & 31];
@@ -238,6 +243,7 @@ WKV_LANES __m512 maskz_scalef_ps(__mmask16 mask, __m512 a, __m512 b) {
 #define _mm512_mullo_epi32 wkv::test::mullo_epi32
 #define _mm512_permutex2var_ps wkv::test::permutex2var_ps
 #define _mm512_permutexvar_epi16 wkv::test::permutexvar_epi16
+#define _mm512_permutexvar_ps wkv::test::permutexvar_ps
 #define _mm512_reduce_add_epi32 wkv::test::reduce_add_epi32
 #define _mm512_reduce_max_ps wkv::test::reduce_max_ps
 #define _mm512_reduce_min_ps wkv::test::reduce_min_ps

@@ -286,6 +286,7 @@ void CpuBackend::sparse(const MatmulArgs& args) {
     const int begin = blocks * index / threads * kOutBlock;
     const int end = std::min(blocks * (index + 1) / threads * kOutBlock, args.out);
     if (begin < end) kernels.sparse_finish(args, sums, begin, end);
+    read_ahead_.done(index);
   };
   dispatch(pool_, work, add);
   dispatch(pool_, std::int64_t{args.rows} * kInputParts * args.out, finish);
