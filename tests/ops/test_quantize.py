@@ -96,6 +96,19 @@ def test_product(target: Target, want: str, shape: tuple[int, int]) -> None:
 
 @each_target
 @pytest.mark.parametrize("want", FORMATS)
+@pytest.mark.parametrize("inner", [4096 + 64, 5000, 8192, 2 * 8192 + 7])
+def test_large_inner_dimension(target: Target, want: str, inner: int) -> None:
+    """More inputs than x has room for in L1, or than the sums of codes have in 32 bits."""
+    rng = np.random.default_rng(inner)
+    device = target.open(padding=3)
+    held = quantized(device, rng.standard_normal((35, inner)).astype(np.float32), want)
+    for rows in (1, 3):
+        x = rng.standard_normal((rows, inner)).astype(np.float32)
+        check(target, product(device, x, held), x, held)
+
+
+@each_target
+@pytest.mark.parametrize("want", FORMATS)
 @pytest.mark.parametrize("precision", ["exact", "fast", "w8a8"])
 def test_precision(target: Target, want: str, precision: str) -> None:
     """Fewer bits of x where the ISA has them, for inputs of either sign, behind relu^2, and with an

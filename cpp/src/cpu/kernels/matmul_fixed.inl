@@ -93,12 +93,11 @@ inline size_t fixed_x_bytes(int in) {
 /// two rows, 28 with one.
 template <class C>
 inline __attribute__((always_inline)) f32v fixed_row(const MatmulArgs& a, int row,
-                                                     const unsigned char* x, int k0, int n) {
+                                                     const unsigned char* x, int k0, int n,
+                                                     StreamAhead ahead) {
   typename C::Sums sums(x);
   x += C::kHeadBytes;
   const unsigned char* w = (const unsigned char*)a.w + row * a.row_bytes + k0;
-  // The same inputs of a row that follows, at least that many bytes on.
-  const StreamAhead ahead{(a.ahead.l2 + n - 1) / n * a.row_bytes, a.ahead.l1};
   static_assert(C::kInputs == 64);  // a line
   int k = 0;
   for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes, w += C::kInputs) {
@@ -135,16 +134,27 @@ void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& h
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     ask_operands(a, j);
     float products[kOutBlock];
-    for (int k = 0; k < a.in; k += kSegment) {
-      const unsigned char* part = x + (k / kSegment) * fixed_segment_bytes<C>(kSegment);
-      const int n = a.in - k < kSegment ? a.in - k : kSegment;
+    for (int k0 = 0; k0 < a.in; k0 += a.segment) {
+      const int piece = a.in - k0 < a.segment ? a.in - k0 : a.segment;
+      // The same inputs of a row that follows, at least that many bytes on.
+      const StreamAhead ahead{(a.ahead.l2 + piece - 1) / piece * a.row_bytes, a.ahead.l1};
       f32v lanes[kOutBlock];
-      for (int r = j; r < stop; ++r) lanes[r - j] = fixed_row<C>(a, r, part, k, n);
+      const auto segment = [&](int r, int k, int n) {
+        return fixed_row<C>(a, r, x + (k / kSegment) * fixed_segment_bytes<C>(kSegment), k, n,
+                            ahead);
+      };
+      const int first = piece < kSegment ? piece : kSegment;
+      for (int r = j; r < stop; ++r) {
+        f32v sum = segment(r, k0, first);
+        for (int k = first; k < piece; k += kSegment)
+          sum += segment(r, k0 + k, piece - k < kSegment ? piece - k : kSegment);
+        lanes[r - j] = sum;
+      }
       float totals[kOutBlock];
       sum_each(lanes, stop - j, totals);
       for (int r = 0; r < stop - j; ++r) {
         const float product = totals[r] * head.step;
-        products[r] = k > 0 ? products[r] + product : product;
+        products[r] = k0 > 0 ? products[r] + product : product;
       }
     }
     store_outputs(a, head.sums, products, 0, j, stop);
