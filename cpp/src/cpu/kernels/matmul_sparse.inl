@@ -104,7 +104,8 @@ void add_list(const MatmulArgs& a, InputList& list, float* sums) {
   }
 }
 
-/// Of the inputs that are not zero, the number.
+/// Of the inputs that are not zero, the number. A part of which most inputs count is read whole:
+/// its rows are then one stream.
 int sparse_part(const MatmulArgs& a, int part, float* sums, void* scratch) {
   const int begin = part_begin(a, part), end = part_begin(a, part + 1);
   sums += (ptrdiff_t)part * a.rows * sums_stride(a);

@@ -1,6 +1,7 @@
 // The inputs that products of few rows of x, mostly zero, have to read (matmul_sparse.inl).
 #pragma once
 
+#include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels_matmul.h"
 #include "cpu/simd.h"
 
@@ -44,8 +45,7 @@ struct InputList {
   InputList(const MatmulArgs& a, void* scratch)
       : index((int32_t*)scratch), values((float*)(index + list_size(a))), stride(list_size(a)) {}
 
-  /// Inputs [begin, end), all of them or those that are not zero in every row. A part of which most
-  /// inputs count is read whole: its rows are then one stream.
+  /// Inputs [begin, end), all of them or those that are not zero in every row.
   void fill(const MatmulArgs& a, int begin, int end, bool all) {
     count = 0;
     for (int i = begin; i < end; i += W) {
