@@ -67,8 +67,8 @@ void add_inputs(const MatmulArgs& a, const int32_t* index, const int32_t* next, 
         store(to, load(to) + acc[m][h]);
       }
   };
-  // Into L1 where eight rows of 4096 outputs find room beside the sums: Granite Rapids, int8, 2048
-  // outputs and 8192 inputs, a fifth of them: 170 us, 182 into L2.
+  // Into L1 where eight rows of 2048 outputs and the sums take 24 KiB of it: Granite Rapids, int8,
+  // 8192 inputs, a fifth of them: 170 us, 182 into L2.
   constexpr int kHint = sizeof(T) == 1 ? 3 : 2;
   int j = 0;
   for (; j + 2 * W <= a.out; j += 2 * W) {

@@ -1,6 +1,6 @@
 // The products of matmul_sparse.inl with int4 weights: group by group of 32 inputs, since the sum
 // of a group is scaled for every output, with as many inputs as are not zero in it. At a density of
-// 0.2 those are six or seven; filled up to eight, a third more was computed than needed.
+// 0.2 those are six or seven; filled up to multiples of eight, half as much again was computed.
 #pragma once
 
 #include "cpu/kernels/matmul_codes.inl"
@@ -9,8 +9,14 @@
 namespace wkv::cpu {
 namespace {
 
+/// What get_codes() leaves to be subtracted: AVX-512 looks up all sixteen levels.
+#if defined(__AVX512F__)
+constexpr float kExcess = 0;
+#else
+constexpr float kExcess = 8;
+#endif
+
 /// 2 W codes of an input as floats, the even outputs and the odd ones, without the group's scale.
-/// AVX-512 looks all sixteen up, elsewhere they are 8 too large.
 inline void get_codes(const unsigned char* row, f32v (&v)[2]) {
   const i32v codes = load_codes(row);
 #if defined(__AVX512F__)
@@ -46,13 +52,12 @@ void add_group(const MatmulArgs& a, ActiveInputs now, ActiveInputs next, const f
   const f16* scales = scales_of(a, now);
   const ptrdiff_t stride = sums_stride(a);
   f32v offset[R] = {};
-#if !defined(__AVX512F__)
-  for (int m = 0; m < R; ++m) {
-    float sum = 0;
-    for (int u = 0; u < now.n; ++u) sum += values[m * values_stride + u];
-    offset[m] = splat(-8.0f * sum);
-  }
-#endif
+  if constexpr (kExcess != 0)
+    for (int m = 0; m < R; ++m) {
+      float sum = 0;
+      for (int u = 0; u < now.n; ++u) sum += values[m * values_stride + u];
+      offset[m] = splat(-kExcess * sum);
+    }
   const auto add = [&]<int P>(Rows<P>, auto row_of, const f16* s, int at) {
     f32v acc[R][P][2];
 #pragma GCC unroll 4
