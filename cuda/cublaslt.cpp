@@ -190,7 +190,12 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   return std::unique_ptr<CublasLt>(new CublasLt(std::move(impl)));
 }
 
-bool CublasLt::accepts(const LibraryProduct& p) { return impl_->plan(p).usable; }
+bool CublasLt::accepts(const LibraryProduct& p) {
+  // Multiplications; smaller products of a group share a launch of our own. (RWKV-7 1.5B on an
+  // H200, 32 streams: 9.6k tokens a second, with our own kernels up to 127 rows 7.6k.)
+  constexpr std::int64_t kWorthwhile = 1 << 26;
+  return std::int64_t{p.in} * p.out * p.rows >= kWorthwhile && impl_->plan(p).usable;
+}
 
 void CublasLt::multiply(const LibraryProduct& p, cudaStream_t stream, int branch) {
   const Plan& plan = impl_->plan(p);

@@ -17,7 +17,7 @@ class CublasLt {
   /// it is nowhere or does not start.
   static std::unique_ptr<CublasLt> open();
   ~CublasLt();
-  /// Whether the library has a way to do it; found once for each shape.
+  /// Whether the library has a way to do it, found once for each shape, and it is large enough.
   bool accepts(const LibraryProduct& product);
   /// What was accepted. May be captured. Products that may run at the same time have different
   /// branches, below kBranches.

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -31,6 +32,9 @@ constexpr int filled_up(int rows) {
     if (rows <= size) return size;
   return rows > kMost ? rows : (rows + kStep - 1) / kStep * kStep;
 }
+
+/// How a matrix is stored.
+Codec codec_of(const Matrix& w);
 
 /// Steps in which every sequence has one row are gathered and replayed as CUDA graphs; others are
 /// launched op by op.
@@ -83,6 +87,10 @@ class CudaBackend final : public Backend {
   void attention(Tensor y, Tensor q, Slot keys, Slot values) override;
   void linear_attention(Tensor y, Tensor q, Tensor k, Tensor v, float scale, Slot state) override;
   void row_matvec(Tensor y, Tensor x, Tensor m) override;
+
+  /// Bytes of quantised weights that are expanded for the library at a time: 128 MB, a matrix of
+  /// 16384 x 4096. Pieces of 16 to 64 MB, which L2 holds, are no faster (docs/gpu.md).
+  void expand_at_most(std::size_t bytes) { most_expanded_ = bytes; }
 
   /// For DeviceSampler: part of the step, like an op.
   void sample(const SampleParams& p);
@@ -143,9 +151,23 @@ class CudaBackend final : public Backend {
   SkinnyShape plan_skinny(Group& group, Codec codec);
   void plan_gemm(Group& group, Codec codec);
   void round_inputs(std::span<const LinearJob* const> jobs, Codec codec, LinearParams& params);
+
+  // cuda_library.cpp
+  /// The form in which a job's weights are multiplied: as stored, or f16 if the library is to
+  /// multiply quantised ones.
+  Codec form_of(const LinearJob& job);
+  /// Of a quantised matrix; the last ones may be fewer.
+  int outputs_at_once(const Matrix& w) const;
+  /// A product for the library, without its operands; nothing if it does not do it.
+  std::optional<LibraryProduct> library_product(const LinearJob& job, Codec form);
+  /// Whether an epilogue leaves something to do after the library's product.
+  static bool finishes(const LinearJob& job);
+  void push_product(const LibraryProduct& product, bool beside);
+  void multiply_expanded(const LinearJob& job, const LinearJobParams& q, LibraryProduct product);
   /// False if the library does not do it. `beside`: it needs nothing of the launch before; becomes
   /// whether that is so of the next one.
-  bool multiply_by_library(const LinearJobParams& job, Codec codec, int rows, bool& beside);
+  bool multiply_by_library(const LinearJob& job, const LinearJobParams& q, Codec form,
+                           bool& beside);
 
   // cuda_weights.cpp
   /// Device memory, or pinned host memory if matrices are streamed.
@@ -183,7 +205,7 @@ class CudaBackend final : public Backend {
   Batch batch_;
   BatchView view_{};
   Buffer batch_host_, batch_device_;
-  Scratch rounded_, workspace_, staged_;
+  Scratch rounded_, workspace_, staged_, expanded_;
   std::vector<Rounded> made_, ready_;  // by the op before; of those, what the present one may read
   std::vector<Rounded> rounding_;      // by the present op
   unsigned char* rounding_at_ = nullptr;
@@ -201,6 +223,9 @@ class CudaBackend final : public Backend {
   std::map<std::vector<std::int32_t>, Way> ways_;
   Way find_way(const LinearParams& p, Codec codec) const;
   std::unordered_map<const void*, float> x_scale_;  // by matrix data, where it is not 1
+  /// By data of quantised matrices: what brings them into the range of fp16.
+  std::unordered_map<const void*, float> fp16_scale_;
+  std::size_t most_expanded_ = std::size_t{128} << 20;
   bool stream_ = false;
   std::unordered_map<const void*, std::size_t> streamed_;  // bytes, by matrix data
 };

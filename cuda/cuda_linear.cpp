@@ -20,27 +20,12 @@ constexpr int kMaxTickets = 65536;
 
 int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-Codec codec_of(const Matrix& w) {
-  switch (w.dtype) {
-    case DType::f32:
-      return Codec::f32;
-    case DType::f16:
-      return Codec::f16;
-    case DType::bf16:
-      return Codec::bf16;
-    case DType::int8:
-    case DType::mm8:
-      return Codec::u8;
-    case DType::int4:
-      return Codec::u4;
-    default:
-      fail(ErrorCode::internal, "[linear] '", w.name, "' has a form that CUDA does not know");
-  }
-}
-
 int row_bytes_of(const Matrix& w, Codec codec) {
   return codec == Codec::f32 ? w.in * 4 : packed_row_bytes(codec, w.in);
 }
+
+/// Whether products of that form are of codes, whose scales and offsets count elsewhere.
+bool multiplies_codes(Codec codec) { return codec == Codec::u8 || codec == Codec::u4; }
 
 std::size_t rounded_bytes(int rows, int cols) {
   return static_cast<std::size_t>(rows) * static_cast<std::size_t>(padded_cols(cols)) * 2;
@@ -80,6 +65,24 @@ double skinny_us(int rows, Codec codec, int cores, const Cut& cut) {
 
 }  // namespace
 
+Codec codec_of(const Matrix& w) {
+  switch (w.dtype) {
+    case DType::f32:
+      return Codec::f32;
+    case DType::f16:
+      return Codec::f16;
+    case DType::bf16:
+      return Codec::bf16;
+    case DType::int8:
+    case DType::mm8:
+      return Codec::u8;
+    case DType::int4:
+      return Codec::u4;
+    default:
+      fail(ErrorCode::internal, "[linear] '", w.name, "' has a form that CUDA does not know");
+  }
+}
+
 unsigned char* CudaBackend::turn_over(std::size_t bytes) {
   turn_ ^= 1;
   return static_cast<unsigned char*>(grow(beside_[turn_], bytes));
@@ -104,7 +107,7 @@ bool CudaBackend::goes_on(const LinearJob& job, int rows) {
 void* CudaBackend::find_rounded(const LinearJobParams& q, Codec codec) const {
   for (const Rounded& r : ready_)
     if (r.x == q.x && r.ldx == q.ldx && r.cols == q.in && r.scale == q.x_scale &&
-        r.bf16 == (codec == Codec::bf16) && q.in_scale == nullptr)
+        r.bf16 == (codec == Codec::bf16) && (q.in_scale == nullptr || !multiplies_codes(codec)))
       return r.x16;
   return nullptr;
 }
@@ -117,12 +120,14 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
   for (const LinearJob& job : jobs)
     if (goes_on(job, job.x.rows)) bytes += rounded_bytes(job.x.rows, job.w->out);
   if (bytes > 0) rounding_at_ = turn_over(bytes);
+  std::vector<Codec> forms;
+  for (const LinearJob& job : jobs) forms.push_back(form_of(job));
   std::array<const LinearJob*, kMaxJobs> group{};
   for (const Codec codec : {Codec::f32, Codec::f16, Codec::bf16, Codec::u8, Codec::u4}) {
     std::size_t n = 0;
-    for (const LinearJob& job : jobs) {
-      if (codec_of(*job.w) != codec) continue;
-      group[n++] = &job;
+    for (std::size_t j = 0; j < jobs.size(); ++j) {
+      if (forms[j] != codec) continue;
+      group[n++] = &jobs[j];
       if (n == kMaxJobs) {
         linear_group({group.data(), n}, codec);
         n = 0;
@@ -158,15 +163,16 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
     q.ldadd = static_cast<std::int32_t>(e.add.stride);
     q.in = job.w->in;
     q.out = job.w->out;
-    q.row_bytes = row_bytes_of(*job.w, codec);
+    const Codec stored = codec_of(*job.w);
+    q.row_bytes = row_bytes_of(*job.w, stored);
     q.out_scale = job.w->out_scale;
     q.out_offset = job.w->out_offset;
     q.in_scale = job.w->in_scale;
     q.in_offset = job.w->in_offset;
-    if (codec == Codec::u4) {  // its scales follow its codes
+    if (stored == Codec::u4) {  // its scales follow its codes
       q.group_scale = reinterpret_cast<const std::uint16_t*>(static_cast<const char*>(job.w->data) +
-                                                             packed_bytes(codec, q.out, q.in));
-      q.groups = ceil_div(q.in, load_inputs(codec)) * 4;
+                                                             packed_bytes(stored, q.out, q.in));
+      q.groups = ceil_div(q.in, load_inputs(stored)) * 4;
     }
     q.zero = -job.w->zero;
     q.splits = 1;
@@ -190,7 +196,8 @@ void CudaBackend::linear_group(std::span<const LinearJob* const> jobs, Codec cod
       round_inputs(jobs, codec, p);
       int left = 0;
       for (int j = 0; j < p.jobs; ++j)
-        if (!multiply_by_library(p.job[j], codec, p.rows, beside)) p.job[left++] = p.job[j];
+        if (!multiply_by_library(*jobs[static_cast<std::size_t>(j)], p.job[j], codec, beside))
+          p.job[left++] = p.job[j];
       p.jobs = left;
       if (left == 0) return;
     }
@@ -365,8 +372,10 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
     const LinearJobParams& q = params.job[j];
     RoundJob job{};
     job.x = q.x;
-    job.in_scale = q.in_scale;
-    job.in_offset = q.in_offset;
+    if (multiplies_codes(codec)) {
+      job.in_scale = q.in_scale;
+      job.in_offset = q.in_offset;
+    }
     job.ldx = q.ldx;
     job.cols = q.in;
     job.padded = padded_cols(q.in);
@@ -386,7 +395,7 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
     if (there[static_cast<std::size_t>(found)] == nullptr)
       bytes += static_cast<std::size_t>(p.rows) * static_cast<std::size_t>(job.padded) * 2;
     sums[static_cast<std::size_t>(found)] = bytes;
-    if (q.zero != 0.0f) {
+    if (q.zero != 0.0f && multiplies_codes(codec)) {
       bytes += static_cast<std::size_t>(ceil_div(p.rows * 3, 64)) * 64 * sizeof(float);
       any_sums = true;
     }
@@ -400,7 +409,7 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
   }
   for (std::size_t j = 0; j < jobs.size(); ++j) {
     RoundJob& job = p.job[source[j]];
-    if (params.job[j].zero != 0.0f)
+    if (params.job[j].zero != 0.0f && multiplies_codes(codec))
       job.sums = reinterpret_cast<float*>(rounded + sums[static_cast<std::size_t>(source[j])]);
     void* const ready = there[static_cast<std::size_t>(source[j])];
     params.job[j].x16 = ready != nullptr ? ready : job.x16;
@@ -414,58 +423,6 @@ void CudaBackend::round_inputs(std::span<const LinearJob* const> jobs, Codec cod
     sum_rows(launch_, p);
     push();
   }
-}
-
-bool CudaBackend::multiply_by_library(const LinearJobParams& job, Codec codec, int rows,
-                                      bool& beside) {
-  // Multiplications; smaller products share a launch. (RWKV-7 1.5B on an H200, 32 streams: 9.6k
-  // tokens a second, with our own kernels up to 127 rows 7.6k.)
-  constexpr std::int64_t kWorthwhile = 1 << 26;
-  const bool more = job.bias != nullptr || job.gate != nullptr || job.add != nullptr ||
-                    job.act != 0 || job.y16 != nullptr;
-  if ((codec != Codec::f16 && codec != Codec::bf16) || (job.into != 0 && more) ||
-      (job.y16 != nullptr && padded_cols(job.out) != job.out) ||
-      std::int64_t{job.in} * job.out * rows < kWorthwhile)
-    return false;
-  auto product = zeroed<LibraryProduct>();
-  product.w = job.w;
-  product.x16 = job.x16;
-  product.y = job.y;
-  product.ldw = job.row_bytes / 2;
-  product.ldx = padded_cols(job.in);
-  product.ldy = job.ldy;
-  product.in = job.in;
-  product.out = job.out;
-  product.rows = rows;
-  product.scale = 1.0f / job.x_scale;
-  product.bf16 = codec == Codec::bf16 ? 1 : 0;
-  product.into = job.into;
-  if (!device_->accepts(product)) return false;
-  launch_.header = {};
-  launch_.header.params_bytes = sizeof product;
-  launch_.header.beside = beside ? 1 : 0;
-  beside = !more && job.into == 0;
-  std::memcpy(launch_.params.data(), &product, sizeof product);
-  push();
-  if (more) {
-    auto p = zeroed<FinishParams>();
-    p.y = job.y;
-    p.y16 = job.y16;
-    p.y16_scale = job.y16_scale;
-    p.bf16 = job.bf16;
-    p.bias = job.bias;
-    p.gate = job.gate;
-    p.add = job.add;
-    p.ldy = job.ldy;
-    p.ldgate = job.ldgate;
-    p.ldadd = job.ldadd;
-    p.rows = rows;
-    p.cols = job.out;
-    p.act = job.act;
-    finish(launch_, p);
-    push();
-  }
-  return true;
 }
 
 }  // namespace wkv::cuda

@@ -17,14 +17,35 @@ namespace {
 
 std::size_t padded_to(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
-/// A power of two that brings the largest of `v` to [1/2, 1): scaled inputs then stay in fp16's
-/// range.
-float normaliser(const float* v, int n) {
-  float largest = 0.0f;
-  for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(v[i]));
+/// The largest magnitude; `otherwise` without values.
+float largest(const float* v, int n, float otherwise) {
+  if (v == nullptr) return otherwise;
+  float most = 0.0f;
+  for (int i = 0; i < n; ++i) most = std::max(most, std::fabs(v[i]));
+  return most;
+}
+
+/// A power of two that brings `most` to [1/2, 1), if it is not below 2^-100.
+float normaliser(float most) {
+  constexpr int kLeast = -100;
   int exponent = 0;
-  if (largest > 0.0f) static_cast<void>(std::frexp(largest, &exponent));
-  return std::ldexp(1.0f, -exponent);
+  if (most > 0.0f) static_cast<void>(std::frexp(most, &exponent));
+  return std::ldexp(1.0f, -std::max(exponent, kLeast));
+}
+
+/// No weight of the matrix is larger.
+float bound(const Matrix& q) {
+  if (q.dtype == DType::int4) {
+    constexpr float kLargestCode = 8.0f;
+    const auto* scales = static_cast<const std::uint16_t*>(q.group_scale);
+    const int groups = q.out * ((q.in + quantize::kGroup - 1) / quantize::kGroup);
+    float most = 0.0f;
+    for (int g = 0; g < groups; ++g) most = std::max(most, std::fabs(f16_to_f32(scales[g])));
+    return kLargestCode * most;
+  }
+  constexpr float kLargestCode = 256.0f;  // with the zero
+  return kLargestCode * largest(q.out_scale, q.out, 1.0f) * largest(q.in_scale, q.in, 1.0f) +
+         largest(q.out_offset, q.out, 0.0f) + largest(q.in_offset, q.in, 0.0f);
 }
 
 /// Codes on the host at a time.
@@ -118,7 +139,8 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
       pack_scales(reinterpret_cast<std::uint16_t*>(slot), scales + row * per_row, q.in);
     });
   } else {
-    const float factor = q.in_scale != nullptr ? normaliser(q.in_scale, q.in) : 1.0f;
+    // Scaled inputs stay in fp16's range.
+    const float factor = q.in_scale != nullptr ? normaliser(largest(q.in_scale, q.in, 1.0f)) : 1.0f;
     m.in_scale = put(q.in_scale, in, factor);
     m.out_scale = put(q.out_scale, out, 1.0f / factor);
     m.in_offset = put(q.in_offset, in, 1.0f);
@@ -126,6 +148,9 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
     // The codec yields code - 128; int8's codes were stored with 128 added.
     m.zero = want == DType::int8 ? q.zero : q.zero - 128.0f;
   }
+  // The largest weights near the end of fp16's range, for expand(): the smallest keep their bits.
+  constexpr float kNearTheEnd = 32768.0f;
+  fp16_scale_[m.data] = kNearTheEnd * normaliser(bound(q));
   device_->synchronize();  // before the host's codes go
   if (stream_) streamed_[m.data] = bytes;
   keep.push_back(std::move(memory));

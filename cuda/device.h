@@ -99,7 +99,7 @@ class Device {
   /// Null if this list cannot be captured.
   virtual std::unique_ptr<Graph> capture(const LaunchList& list) = 0;
   virtual void replay(Graph& graph) = 0;
-  /// Whether there is a library and it knows how to do this product.
+  /// Whether there is a library and it does this product better than our own kernels.
   virtual bool accepts(const LibraryProduct& product) = 0;
 };
 

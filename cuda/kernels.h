@@ -299,6 +299,17 @@ void skinny(Launch& out, Codec codec, const LinearParams& p, const SkinnyShape& 
 /// whole loads.
 std::uint32_t skinny_shared_bytes(int rows, int inputs_per_split, int sums, int cluster_outputs);
 
+/// Quantised weights as the library reads them: W scale in fp16, [out][padded_cols(in)].
+struct ExpandParams {
+  const void* w;
+  void* to;
+  const float *out_scale, *out_offset, *in_scale, *in_offset;  ///< as in LinearJobParams
+  const std::uint16_t* group_scale;
+  std::int32_t in, out, row_bytes, groups;
+  float zero, scale;
+};
+void expand(Launch& out, Codec codec, const ExpandParams& p);
+
 /// More rows: tiles of `out_tile` x `row_tile`, operands through shared memory.
 struct GemmShape {
   int out_tile, row_tile, inputs;  ///< inputs per stage

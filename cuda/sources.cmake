@@ -2,6 +2,7 @@
 set(_wkv_cuda "${PROJECT_SOURCE_DIR}/cuda")
 set(WKV_CUDA_KERNELS
   ${_wkv_cuda}/elementwise.cu
+  ${_wkv_cuda}/expand.cu
   ${_wkv_cuda}/gemm.cu
   ${_wkv_cuda}/history.cu
   ${_wkv_cuda}/linear_f32.cu
@@ -14,6 +15,7 @@ set(WKV_CUDA_HOST
   ${_wkv_cuda}/architectures.cpp
   ${_wkv_cuda}/cuda_backend.cpp
   ${_wkv_cuda}/cuda_history.cpp
+  ${_wkv_cuda}/cuda_library.cpp
   ${_wkv_cuda}/cuda_linear.cpp
   ${_wkv_cuda}/cuda_quantised.cpp
   ${_wkv_cuda}/cuda_weights.cpp

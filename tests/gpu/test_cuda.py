@@ -172,6 +172,24 @@ def test_quantised_equals_the_cpu(spec: Spec, dtype: str, file_of: FileOf) -> No
     assert relative(many, want) <= 4e-2
 
 
+@pytest.mark.parametrize("dtype", ["int8", "mm8", "int4"])
+def test_a_library_multiplies_quantised_weights(
+    dtype: wkv.DTypeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of more than 64 rows; a prompt, and streams whose steps are replayed as graphs."""
+    monkeypatch.setenv("WKV_SHIM_LIBRARY", "1")
+    spec, n = ("v7:1x128:97", 70) if ON_SHIM else ("v7:2x1024:1000", 300)
+    cuda, cpu = (wkv.Model.synthetic(spec, dtype=dtype, device=d) for d in ("cuda", "cpu"))
+    tokens = np.random.default_rng(4).integers(0, 97, n).tolist()
+    want = cpu.forward(tokens, cpu.new_state(), logits="all")
+    assert relative(cuda.forward(tokens, cuda.new_state(), logits="all"), want) <= 4e-2
+    step = [[token] for token in tokens[:70]]
+    want = cpu.forward_batch(step, [cpu.new_state() for _ in step])
+    each = [cuda.forward_batch(step, [cuda.new_state() for _ in step]) for _ in range(4)]
+    assert relative(each[0], want) <= 4e-2
+    assert all(np.array_equal(logits, each[0]) for logits in each)
+
+
 @pytest.mark.parametrize("spec", ONE_EACH, ids=str)
 def test_state_moves_between_devices(spec: Spec, file_of: FileOf) -> None:
     cuda, cpu = load(file_of(spec), "fp32"), load(file_of(spec), "fp32", "cpu")

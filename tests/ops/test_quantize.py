@@ -17,12 +17,14 @@ from ops.harness import (
     digits,
     f64,
     rounding,
+    targets,
 )
 from ops.test_linear import EPS, bits, product, weight
 from reference.files import read_safetensors
 
 FORMATS = ["int8", "mm8", "int4"]
 TARGETS = cpu_targets()
+GPUS = [t for t in targets() if t.device != "cpu"]
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "v4"
 
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -42,12 +44,8 @@ def error(w: F32, want: str) -> float:
     return float(np.linalg.norm(decoded(held) - w) / np.linalg.norm(w))
 
 
-def check(
-    target: Target, y: F32, x: F32, held: Any, *, outliers: bool = False, precision: str = "auto"
-) -> None:
-    """Within 4 eps of the magnitudes of the terms that the kernel adds, and of what fewer bits than
-    fp32 cost where they are allowed.
-    """
+def weights_and_terms(held: Any) -> tuple[F64, F64]:
+    """W in float64, and the magnitudes of what a kernel adds up for each of its elements."""
     w, parts = decoded(held), held.parts()
     terms = np.abs(w)
     if parts["dtype"] == "mm8":  # codes and offsets are added apart and partly cancel
@@ -61,6 +59,17 @@ def check(
         terms = 16 * np.abs(w).max(axis=1, keepdims=True) + 0 * w
         if blocks is not None:
             terms = np.repeat(2.5 * blocks.max(axis=2), 32, axis=1)
+    return w, terms
+
+
+def check(
+    target: Target, y: F32, x: F32, held: Any, *, outliers: bool = False, precision: str = "auto"
+) -> None:
+    """Within 4 eps of the magnitudes of the terms that the kernel adds, and of what fewer bits than
+    fp32 cost where they are allowed.
+    """
+    w, terms = weights_and_terms(held)
+    parts = held.parts()
     x64 = x.astype(np.float64)
     tolerance = EPS * (1.2 * np.sqrt(x.shape[1]) if outliers else 4)
     scale = np.abs(x64) @ terms.T + 1e-30
@@ -92,6 +101,29 @@ def test_product(target: Target, want: str, shape: tuple[int, int]) -> None:
         for rows in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 16, 17, 33, 64, 257):
             x = rng.standard_normal((rows, shape[1])).astype(np.float32)
             check(target, product(device, x, held), x, held)
+
+
+@pytest.mark.parametrize("target", GPUS, ids=str)
+@pytest.mark.parametrize("want", FORMATS)
+@pytest.mark.parametrize("shape", [(7, 33), (67, 257), (96, 768), (1024, 1000)], ids=str)
+def test_product_of_a_gpu(target: Target, want: str, shape: tuple[int, int]) -> None:
+    """Its codes are the CPU's. x is rounded to 22 bits up to 8 rows and to 11 beyond, and so is W
+    where a library multiplies.
+    """
+    small = target.on_shim
+    if small and shape[0] == 1024:
+        pytest.skip("a thousand times slower there")
+    rng = np.random.default_rng(shape[0] * shape[1])
+    w = rng.standard_normal(shape).astype(np.float32)
+    exact, terms = weights_and_terms(quantized(TARGETS[0].open(), w, want))
+    device = target.open(padding=3)
+    held = quantized(device, w, want)
+    for rows in (1, 7, 9, 33, 65) if small else (1, 3, 4, 7, 8, 9, 16, 17, 33, 48, 49, 64, 65, 257):
+        x = rng.standard_normal((rows, shape[1])).astype(np.float32)
+        x64 = x.astype(np.float64)
+        tolerance = 4 * EPS + (2.0**-22 if rows <= 8 else 2.0**-11 if rows <= 48 else 2.0**-10)
+        scale = np.abs(x64) @ terms.T
+        assert_close(product(device, x, held), x64 @ exact.T, tolerance, scale=scale)
 
 
 @each_target

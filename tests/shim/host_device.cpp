@@ -5,6 +5,7 @@
 //   WKV_SHIM_SM          architecture of a device that is opened now; 90
 //   WKV_SHIM_PROCESSORS  how many it has; 4
 //   WKV_SHIM_MEMORY      bytes it has; no limit
+//   WKV_SHIM_LIBRARY     1: it has a library of matrix products, which takes all of them
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
@@ -14,6 +15,7 @@
 
 #include "core/buffer.h"
 #include "core/check.h"
+#include "core/dtype.h"
 #include "cuda/device.h"
 #include "cuda/plugin.h"
 #include "shim/fibres.h"
@@ -105,6 +107,7 @@ class HostDevice final : public cuda::Device {
   }
 
   void launch(const cuda::LaunchHeader& h, const void* params) override {
+    if (h.kernel == nullptr) return multiply(*static_cast<const cuda::LibraryProduct*>(params));
     constexpr int kStatic = 16;  // the least; skinny's is part of its plan
     WKV_CHECK(h.shared_bytes == 0 || static_cast<int>(h.shared_bytes) + kStatic <= shared_bytes(),
               device, "[shim] ", h.shared_bytes, " bytes of shared memory on sm_", capability_);
@@ -132,14 +135,31 @@ class HostDevice final : public cuda::Device {
     static_cast<HostGraph&>(graph).list.each(
         [&](const cuda::LaunchHeader& h, const void* params) { launch(h, params); });
   }
-  bool accepts(const cuda::LibraryProduct&) override { return false; }
+  bool accepts(const cuda::LibraryProduct&) override { return library_; }
 
  private:
+  static void multiply(const cuda::LibraryProduct& p) {
+    const auto widen = p.bf16 != 0 ? bf16_to_f32 : f16_to_f32;
+    const auto row = [](const void* m, std::int64_t at) {
+      return static_cast<const std::uint16_t*>(m) + at;
+    };
+    for (int r = 0; r < p.rows; ++r)
+      for (int o = 0; o < p.out; ++o) {
+        double sum = 0.0;
+        for (int i = 0; i < p.in; ++i)
+          sum += static_cast<double>(widen(row(p.x16, r * p.ldx)[i])) *
+                 static_cast<double>(widen(row(p.w, o * p.ldw)[i]));
+        float& y = p.y[r * p.ldy + o];
+        y = static_cast<float>(sum * static_cast<double>(p.scale)) + (p.into != 0 ? y : 0.0f);
+      }
+  }
+
   int index_;
   int captured_ = 0, replayed_ = 0;
   int capability_ = static_cast<int>(setting("WKV_SHIM_SM", 90));
   int processors_ = static_cast<int>(setting("WKV_SHIM_PROCESSORS", 4));
   std::size_t memory_ = setting("WKV_SHIM_MEMORY", SIZE_MAX);
+  bool library_ = setting("WKV_SHIM_LIBRARY", 0) != 0;
 };
 
 }  // namespace

@@ -2,6 +2,7 @@
 // of weights, ragged sizes, splits, epilogues, unaligned views.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -94,6 +95,23 @@ float rounded(float v, DType dtype) {
   return v;
 }
 
+/// What a matrix of that type stands for.
+std::vector<float> stands_for(const std::vector<float>& w, int out, int in, DType dtype) {
+  std::vector<float> values(w.size());
+  if (!is_quantized(dtype)) {
+    for (std::size_t i = 0; i < w.size(); ++i) values[i] = rounded(w[i], dtype);
+    return values;
+  }
+  HostTensor t;
+  t.data = w.data();
+  t.shape = {out, in};
+  Buffer memory;
+  const Matrix codes = quantize::quantize(t, dtype, memory);
+  for (int o = 0; o < out; ++o)
+    quantize::decode_row(codes, o, values.data() + static_cast<std::ptrdiff_t>(o) * in);
+  return values;
+}
+
 /// Largest error relative to the sum of magnitudes, which is what rounding is proportional to.
 double product_error(const std::vector<float>& y, const std::vector<float>& x,
                      const std::vector<float>& w, Shape s, DType dtype) {
@@ -156,16 +174,18 @@ TEST_CASE("products agree with float64 for every kernel, type and awkward size")
   CHECK(shim::fences_broken() == 0);
 }
 
-TEST_CASE("epilogues: bias, activation, gate, add, into") {
-  for (const int rows : {1, 7, 20}) {
+/// With everything; `into` too or not.
+void check_epilogue(DType dtype, std::initializer_list<int> all_rows, bool with_into) {
+  for (const int rows : all_rows) {
     CAPTURE(rows);
-    constexpr int kIn = 64, kOut = 48;
+    constexpr int kIn = 64, kOut = 128;
     const auto n = static_cast<std::size_t>(rows * kOut);
     const auto x = random_values(static_cast<std::size_t>(rows * kIn), 1);
     const auto w = random_values(kOut * kIn, 2, 0.2f), b = random_values(kOut, 3);
     const auto gate = random_values(n, 4), add = random_values(n, 5), old = random_values(n, 6);
+    const auto decoded = stands_for(w, kOut, kIn, dtype);
     Bench bench;
-    const Matrix m = bench.matrix(w, kOut, kIn, DType::f16);
+    const Matrix m = bench.matrix(w, kOut, kIn, dtype);
     const Vector bias = bench.vector(b);
     bench.begin(rows);
     const Tensor into = bench.tensor(old, rows, kOut);
@@ -174,20 +194,25 @@ TEST_CASE("epilogues: bias, activation, gate, add, into") {
     e.bias = &bias;
     e.gate = bench.tensor(gate, rows, kOut);
     e.add = bench.tensor(add, rows, kOut);
-    e.into = into;
+    if (with_into) e.into = into;
     const Tensor y = linear(bench.tensor(x, rows, kIn), m, e);
-    CHECK(y.data == into.data);
+    CHECK((y.data == into.data) == with_into);
     const auto got = bench.get(y);
     bench.backend().end();
     for (std::size_t i = 0; i < n; ++i) {
       double sum = b[i % kOut];
       for (std::size_t k = 0; k < kIn; ++k)
-        sum +=
-            static_cast<double>(x[i / kOut * kIn + k]) * rounded(w[i % kOut * kIn + k], DType::f16);
-      const double expected = sum / (1.0 + std::exp(-sum)) * gate[i] + add[i] + old[i];
+        sum += static_cast<double>(x[i / kOut * kIn + k]) * decoded[i % kOut * kIn + k];
+      const double more = with_into ? old[i] : 0.0f;
+      const double expected = sum / (1.0 + std::exp(-sum)) * gate[i] + add[i] + more;
       CHECK(got[i] == doctest::Approx(expected).epsilon(4e-3));
     }
   }
+}
+
+TEST_CASE("epilogues: bias, activation, gate, add, into") {
+  check_epilogue(DType::f16, {1, 7, 20}, true);
+  check_epilogue(DType::int8, {1, 70}, false);
 }
 
 TEST_CASE("products fit the shared memory of every architecture") {
@@ -270,14 +295,7 @@ TEST_CASE("quantised weights: the product is that of the weights that quantize()
       auto w = random_values(static_cast<std::size_t>(s.out * s.in), 2);
       for (int o = 0; o < s.out; ++o)
         w[static_cast<std::size_t>(o * s.in + 5)] *= 8.0f;  // an outlier
-      HostTensor t;
-      t.data = w.data();
-      t.shape = {s.out, s.in};
-      Buffer memory;
-      const Matrix codes = quantize::quantize(t, dtype, memory);
-      std::vector<float> decoded(w.size());
-      for (int o = 0; o < s.out; ++o)
-        quantize::decode_row(codes, o, decoded.data() + static_cast<std::ptrdiff_t>(o) * s.in);
+      const auto decoded = stands_for(w, s.out, s.in, dtype);
       const Matrix m = bench.matrix(w, s.out, s.in, dtype);
       CHECK(m.dtype == dtype);
       bench.begin(s.rows);
@@ -289,23 +307,15 @@ TEST_CASE("quantised weights: the product is that of the weights that quantize()
   CHECK(shim::fences_broken() == 0);
 }
 
-/// Rows at the edges of every tile, every form of weights.
-void check_rows(int in, int out, std::initializer_list<int> all_rows) {
+/// Rows at the edges of every tile, every form of weights; `expanded` bytes of codes at a time, if
+/// a library multiplies.
+void check_rows(int in, int out, std::initializer_list<int> all_rows,
+                std::size_t expanded = 128 << 20) {
   for (const DType dtype : {DType::f16, DType::bf16, DType::int8, DType::mm8, DType::int4}) {
     const auto w = random_values(static_cast<std::size_t>(out * in), 2);
-    std::vector<float> decoded(w.size());
-    HostTensor t;
-    t.data = w.data();
-    t.shape = {out, in};
-    Buffer memory;
-    if (is_quantized(dtype)) {
-      const Matrix codes = quantize::quantize(t, dtype, memory);
-      for (int o = 0; o < out; ++o)
-        quantize::decode_row(codes, o, decoded.data() + static_cast<std::ptrdiff_t>(o) * in);
-    } else {
-      for (std::size_t i = 0; i < w.size(); ++i) decoded[i] = rounded(w[i], dtype);
-    }
+    const auto decoded = stands_for(w, out, in, dtype);
     Bench bench;
+    bench.backend().expand_at_most(expanded);
     const Matrix m = bench.matrix(w, out, in, dtype);
     CHECK(m.dtype == dtype);
     for (const int rows : all_rows) {
@@ -343,6 +353,87 @@ TEST_CASE("many inputs on many processors: clusters of up to eight blocks") {
   check_rows(4100, 40, {1, 7, 16, 24, 64});
   check_rows(4100, 600, {8, 40});
   unsetenv("WKV_SHIM_PROCESSORS");
+}
+
+/// A device with a library that takes every product of more than 8 rows while it lives.
+struct Library {
+  Library() { setenv("WKV_SHIM_LIBRARY", "1", 1); }
+  ~Library() { unsetenv("WKV_SHIM_LIBRARY"); }
+};
+
+TEST_CASE("a library multiplies: quantised weights are expanded for it, in pieces") {
+  const Library library;
+  // Up to 512 outputs are rounded for the next product, which the library needs whole rows of.
+  check_rows(328, 128, {8, 9, 48, 49, 64, 65, 130});
+  check_rows(60, 523, {65});
+  check_rows(328, 128, {49, 65}, 10 * 384 * 2);  // ten outputs at a time
+  check_rows(60, 128, {65}, 1);                  // one
+  for (const DType dtype : {DType::f16, DType::int8, DType::int4})
+    for (const bool into : {false, true}) check_epilogue(dtype, {20, 70}, into);
+}
+
+TEST_CASE("a library multiplies: a channel mix, whose squares go on rounded") {
+  const Library library;
+  constexpr int kRows = 70, kIn = 64, kHidden = 256;
+  const auto x = random_values(std::size_t{kRows} * kIn, 1);
+  const auto old = random_values(std::size_t{kRows} * kIn, 2);
+  const auto key = random_values(std::size_t{kHidden} * kIn, 3, 4.0f);  // squares of thousands
+  const auto value = random_values(std::size_t{kIn} * kHidden, 4, 0.1f);
+  for (const DType dtype : {DType::f16, DType::int8, DType::mm8, DType::int4}) {
+    CAPTURE(dtype_name(dtype));
+    Bench bench;
+    const Matrix k = bench.matrix(key, kHidden, kIn, dtype);
+    const Matrix v = bench.matrix(value, kIn, kHidden, dtype, MatrixUse::ffn_value);
+    bench.begin(kRows);
+    Epilogue squared, added;
+    squared.act = Act::relu_squared;
+    added.into = bench.tensor(old, kRows, kIn);
+    const auto got = bench.get(linear(linear(bench.tensor(x, kRows, kIn), k, squared), v, added));
+    bench.backend().end();
+    const auto keys = stands_for(key, kHidden, kIn, dtype);
+    const auto values = stands_for(value, kIn, kHidden, dtype);
+    for (int r = 0; r < kRows; ++r) {
+      std::vector<double> hidden(kHidden);
+      for (int h = 0; h < kHidden; ++h) {
+        double sum = 0.0;
+        for (int i = 0; i < kIn; ++i)
+          sum += static_cast<double>(x[static_cast<std::size_t>(r * kIn + i)]) *
+                 keys[static_cast<std::size_t>(h * kIn + i)];
+        hidden[static_cast<std::size_t>(h)] = std::max(sum, 0.0) * std::max(sum, 0.0);
+      }
+      for (int o = 0; o < kIn; ++o) {
+        const auto at = static_cast<std::size_t>(r * kIn + o);
+        double sum = old[at], squares = 0.0;
+        for (int h = 0; h < kHidden; ++h) {
+          const double p = hidden[static_cast<std::size_t>(h)] *
+                           values[static_cast<std::size_t>(o * kHidden + h)];
+          sum += p;
+          squares += p * p;
+        }
+        CHECK(std::abs(got[at] - sum) < 5e-3 * std::sqrt(squares));
+      }
+    }
+  }
+}
+
+TEST_CASE("expanded weights keep their bits, whatever their magnitude") {
+  const Library library;
+  constexpr Shape kShape = {70, 96, 128};
+  const auto x = random_values(std::size_t{kShape.rows} * kShape.in, 1);
+  for (const float magnitude : {1e-30f, 1e-6f, 1.0f, 1e6f})
+    for (const DType dtype : {DType::int8, DType::mm8, DType::int4}) {
+      if (dtype == DType::int4 && (magnitude < 1e-5f || magnitude > 1e5f)) continue;  // fp16 scales
+      CAPTURE(magnitude);
+      CAPTURE(dtype_name(dtype));
+      const auto w = random_values(std::size_t{kShape.out} * kShape.in, 2, magnitude);
+      const auto decoded = stands_for(w, kShape.out, kShape.in, dtype);
+      Bench bench;
+      const Matrix m = bench.matrix(w, kShape.out, kShape.in, dtype);
+      bench.begin(kShape.rows);
+      const auto got = bench.get(linear(bench.tensor(x, kShape.rows, kShape.in), m));
+      bench.backend().end();
+      CHECK(product_error(got, x, decoded, kShape, DType::f32) < 4e-3);
+    }
 }
 
 TEST_CASE("packed codes decode to themselves") {
