@@ -223,8 +223,6 @@ class CudaBackend final : public Backend {
   std::map<std::vector<std::int32_t>, Way> ways_;
   Way find_way(const LinearParams& p, Codec codec) const;
   std::unordered_map<const void*, float> x_scale_;  // by matrix data, where it is not 1
-  /// By data of quantised matrices: what brings them into the range of fp16.
-  std::unordered_map<const void*, float> fp16_scale_;
   std::size_t most_expanded_ = std::size_t{128} << 20;
   bool stream_ = false;
   std::unordered_map<const void*, std::size_t> streamed_;  // bytes, by matrix data

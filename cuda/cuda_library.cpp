@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "cuda/cuda_backend.h"
+#include "cuda/pack.h"
 
 namespace wkv::cuda {
 namespace {
@@ -12,6 +13,12 @@ namespace {
 int streamed_rows(const Matrix& w) { return w.dtype == DType::int4 ? 48 : kSkinnyRows; }
 
 bool is_quantised(const Matrix& w) { return codec_of(w) == Codec::u8 || codec_of(w) == Codec::u4; }
+
+/// Brings the largest weights near the end of fp16's range: the smallest keep their bits.
+float fp16_scale(const Matrix& w) {
+  constexpr float kNearTheEnd = 32768.0f;
+  return w.largest > 0.0f ? kNearTheEnd * normaliser(w.largest) : 1.0f;
+}
 
 }  // namespace
 
@@ -74,7 +81,7 @@ void CudaBackend::multiply_expanded(const LinearJob& job, const LinearJobParams&
   p.row_bytes = q.row_bytes;
   p.groups = q.groups;
   p.zero = q.zero;
-  p.scale = fp16_scale_.at(job.w->data);
+  p.scale = fp16_scale(*job.w);
   p.to = grow(expanded_, static_cast<std::size_t>(product.out) *
                              static_cast<std::size_t>(padded_cols(q.in)) * 2);
   product.w = p.to;

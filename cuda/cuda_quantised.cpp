@@ -25,14 +25,6 @@ float largest(const float* v, int n, float otherwise) {
   return most;
 }
 
-/// A power of two that brings `most` to [1/2, 1), if it is not below 2^-100.
-float normaliser(float most) {
-  constexpr int kLeast = -100;
-  int exponent = 0;
-  if (most > 0.0f) static_cast<void>(std::frexp(most, &exponent));
-  return std::ldexp(1.0f, -std::max(exponent, kLeast));
-}
-
 /// No weight of the matrix is larger.
 float bound(const Matrix& q) {
   if (q.dtype == DType::int4) {
@@ -148,9 +140,7 @@ Matrix CudaBackend::adopt_quantised(const HostTensor& tensor, DType want, const 
     // The codec yields code - 128; int8's codes were stored with 128 added.
     m.zero = want == DType::int8 ? q.zero : q.zero - 128.0f;
   }
-  // The largest weights near the end of fp16's range, for expand(): the smallest keep their bits.
-  constexpr float kNearTheEnd = 32768.0f;
-  fp16_scale_[m.data] = kNearTheEnd * normaliser(bound(q));
+  m.largest = bound(q);
   device_->synchronize();  // before the host's codes go
   if (stream_) streamed_[m.data] = bytes;
   keep.push_back(std::move(memory));

@@ -1,5 +1,7 @@
 #include "cuda/pack.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 namespace wkv::cuda {
@@ -39,6 +41,13 @@ void pack_scales(std::uint16_t* to, const std::uint16_t* scales, int in) {
   const int groups = (in + kGroup - 1) / kGroup;
   const int padded = (groups + kPerBlock - 1) / kPerBlock * kPerBlock;
   for (int g = 0; g < padded; ++g) to[g] = g < groups ? scales[g] : std::uint16_t{0};
+}
+
+float normaliser(float most) {
+  constexpr int kLeast = -100;
+  int exponent = 0;
+  if (most > 0.0f) static_cast<void>(std::frexp(most, &exponent));
+  return std::ldexp(1.0f, -std::max(exponent, kLeast));
 }
 
 }  // namespace wkv::cuda

@@ -18,4 +18,7 @@ void pack_u4(std::uint32_t* to, const std::uint8_t* codes, int in);
 /// fp16 scales of groups of 32 inputs, padded with zeros to whole blocks of 128.
 void pack_scales(std::uint16_t* to, const std::uint16_t* scales, int in);
 
+/// A power of two that brings `most` to [1/2, 1), if it is not below 2^-100; of 0 it is 1.
+float normaliser(float most);
+
 }  // namespace wkv::cuda

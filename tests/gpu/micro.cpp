@@ -175,8 +175,8 @@ class Micro {
         {"7.2B out", 4096, 4096},   {"7.2B key", 16384, 4096},     {"7.2B value", 4096, 16384},
         {"7.2B head", 65536, 4096}, {"7.2B lora down", 128, 4096}, {"7.2B lora up", 4096, 128}};
     for (const DType dtype : {DType::f16, DType::int8, DType::int4})
-      for (Shape s : small_ ? std::vector<Shape>{{"small", 32, 128}} : shapes) {
-        if (dtype != DType::f16 && std::min(s.out, s.in) < 2048) continue;  // stays fp16
+      for (Shape s : small_ ? std::vector<Shape>{{"small", 128, 128}} : shapes) {
+        if (dtype != DType::f16 && !small_ && std::min(s.out, s.in) < 2048) continue;  // fp16
         std::vector<std::shared_ptr<const void>> keep;
         std::vector<Matrix> w = {matrix(s.out, s.in, dtype, keep)};
         const auto bytes = static_cast<std::size_t>(w[0].bytes);

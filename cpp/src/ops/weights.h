@@ -56,6 +56,7 @@ struct Matrix {
   const float* out_offset = nullptr;  ///< [out]
   const float* in_offset = nullptr;   ///< [in]
   const void* group_scale = nullptr;  ///< int4: fp16 [out][groups]
+  float largest = 0.0f;               ///< no element is larger; 0: unknown, or none is more than 0
   std::int64_t bytes = 0;             ///< what a dense product reads; set by adopt()
   int place = 0;                      ///< Backend::place() of the tensor
   const char* name = "";              ///< the checkpoint's tensor name; lives as long as the Model
