@@ -183,19 +183,28 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
                           const std::function<void()>& poll) {
   WKV_CHECK(tensor.shape.size() == 2 && (is_float(tensor.dtype) || is_quantized(tensor.dtype)),
             internal, "[adopt] '", name, "' is no floating-point matrix");
-  const bool small = use == MatrixUse::embedding || use == MatrixUse::lora;
+  const bool factor = use == MatrixUse::lora;
+  want = quantize::type_of(want, use);
+  if (factor && want == DType::int8 && is_float(tensor.dtype)) {
+    HostTensor values;
+    try {
+      values = quantize::rounded(tensor, want, parallel(tensor.shape[1], poll));
+    } catch (const Error& e) {
+      fail(e.code(), "'", name, "': ", e.what());
+    }
+    return adopt(values, DType::f16, use, name, keep, poll);
+  }
   if (is_quantized(tensor.dtype)) {
-    if (want == DType::automatic && !small) want = tensor.dtype;
-    if (small || want != tensor.dtype)
+    // Factors have int8's values but are multiplied as fp16, beside which codes gain nothing.
+    if (want == DType::automatic && use != MatrixUse::embedding) want = tensor.dtype;
+    if (factor && is_quantized(want)) want = DType::f16;
+    if (want != tensor.dtype)
       return adopt(quantize::dequantize(tensor, parallel(tensor.shape[1], poll)), want, use, name,
                    keep, poll);
   }
   const auto rows = static_cast<std::size_t>(tensor.shape[0]);
   const auto cols = static_cast<std::size_t>(tensor.shape[1]);
-  // Small factors and the embedding are never quantised; the head keeps eight bits.
-  const bool quantised = want == DType::int8 || want == DType::mm8 || want == DType::int4;
-  if (quantised && !small) {
-    if (use == MatrixUse::head && want == DType::int4) want = DType::int8;
+  if (is_quantized(want)) {
     const std::lock_guard lock(mutex_);
     flush();
     Matrix m = adopt_quantised(tensor, want, name, keep, poll);
@@ -207,7 +216,7 @@ Matrix CudaBackend::adopt(const HostTensor& tensor, DType want, MatrixUse use, c
   m.out = static_cast<int>(rows);
   m.in = static_cast<int>(cols);
   m.name = name;
-  m.dtype = want == DType::automatic || quantised ? tensor.dtype : want;
+  m.dtype = want == DType::automatic ? tensor.dtype : want;
   if (m.dtype == DType::f64) m.dtype = DType::f32;
   constexpr int kFirstBf16 = 80;  // sm_75's tensor cores have no bfloat16
   if (m.dtype == DType::bf16 && use != MatrixUse::embedding && device_->capability() < kFirstBf16)

@@ -345,10 +345,10 @@ def test_use_chooses_the_type() -> None:
     def dtype(want: str, use: str) -> str:
         return str(quantized(device, w, want, use=use).parts()["dtype"])
 
-    assert dtype("int4", "head") == "int8"
+    assert dtype("int4", "head") == dtype("int4", "lora") == dtype("int8", "lora") == "int8"
     assert dtype("int4", "ffn_value") == "int4"
+    assert dtype("mm8", "lora") == "fp32"
     for want in FORMATS:
-        assert dtype(want, "lora") == "fp32"
         assert dtype(want, "embedding") == "fp32"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import wkv
 from numpy.typing import NDArray
+from reference.files import read_safetensors
 from wkv.cli import main
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -70,10 +71,29 @@ def test_a_plan_by_name(tmp_path: Path) -> None:
         assert types["blocks.1.att.key.weight"] == "int4"
         assert types["blocks.0.ffn.value.weight"] == types["blocks.1.ffn.value.weight"] == "mm8"
         assert types["head.weight"] == "bf16"
-        assert types["blocks.0.att.w1"] not in FORMATS
+        # Low-rank factors are never int4.
+        assert types["blocks.0.att.w1"] == types["blocks.1.att.w2"] == "int8"
     np.testing.assert_array_equal(logits(load(out)), logits(load(source("v7"), plan)))
     text = "int4,blocks.0.*=int8,blocks.*.ffn.value.weight=mm8,head.weight=bf16"
     assert load(source("v7"), text).weight_types == load(out).weight_types
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_low_rank_factors(dtype: str, tmp_path: Path) -> None:
+    """Stored [in, out] as ever: NAME.out_scale belongs to the rows; three axes stay floats."""
+    for version, names in (("v6", ("time_maa_w1", "time_decay_w2")), ("v7", ("w1", "g2"))):
+        out = tmp_path / f"{version}.safetensors"
+        wkv.convert(source(version), out, dtype)
+        before, after = read_safetensors(source(version)), read_safetensors(out)
+        for name in (f"blocks.1.att.{part}" for part in names):
+            codes = after[f"{name}.q"].astype(np.float64)
+            rows, columns = after[f"{name}.out_scale"], after[f"{name}.in_scale"]
+            error = codes * rows[:, None] * columns - before[name]
+            assert np.linalg.norm(error) < 0.01 * np.linalg.norm(before[name])
+            assert name not in after
+        if version == "v6":
+            name = "blocks.1.att.time_maa_w2"
+            np.testing.assert_array_equal(after[name], before[name])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from reference.common import Array, Weights
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I8": "i1", "U8": "u1"}
 _NAMES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
 

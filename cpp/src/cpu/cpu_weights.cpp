@@ -70,15 +70,9 @@ void turn_nibbles(std::uint8_t* to, std::size_t to_bytes, const std::uint8_t* fr
   });
 }
 
-/// The type a matrix gets: small factors and the embedding are never quantised, and the head is
-/// read by every token's choice, so it keeps eight bits.
 DType choose_dtype(DType want, DType have, MatrixUse use) {
-  const bool small = use == MatrixUse::lora || use == MatrixUse::embedding;
-  if (quantize::is_quantized(have) && small) have = DType::f32;
-  if (quantize::is_quantized(want)) {
-    if (small) want = DType::automatic;
-    if (use == MatrixUse::head && want == DType::int4) want = DType::int8;
-  }
+  if (quantize::is_quantized(have) && use == MatrixUse::embedding) have = DType::f32;
+  want = quantize::type_of(want, use);
   if (want != DType::automatic) return want;
   return have == DType::f64 ? DType::f32 : have;
 }

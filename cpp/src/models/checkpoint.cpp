@@ -1,27 +1,15 @@
 #include "models/checkpoint.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "core/check.h"
 #include "core/dtype.h"
 #include "models/detect.h"
+#include "ops/quantize.h"
 
 namespace wkv {
 namespace {
-
-/// [in, out] -> [out, in] in blocks that stay in L1: a plain double loop misses on every store.
-template <class T>
-void transpose(T* to, const unsigned char* from, std::int64_t in, std::int64_t out) {
-  constexpr std::int64_t kTile = 32;
-  for (std::int64_t i0 = 0; i0 < in; i0 += kTile)
-    for (std::int64_t o0 = 0; o0 < out; o0 += kTile)
-      for (std::int64_t o = o0; o < std::min(o0 + kTile, out); ++o)
-        for (std::int64_t i = i0; i < std::min(i0 + kTile, in); ++i)
-          std::memcpy(&to[o * in + i], from + static_cast<std::size_t>(i * out + o) * sizeof(T),
-                      sizeof(T));
-}
 
 std::string list_problems(const std::vector<std::string>& problems) {
   constexpr std::size_t kShown = 40;  // a wrong file can have thousands
@@ -83,9 +71,8 @@ bool Checkpoint::expect(const std::string& name, const std::vector<std::int64_t>
   return true;
 }
 
-Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, MatrixUse use) {
-  // Embedding rows are only gathered, exactly, so they stay as stored.
-  const DType want = use == MatrixUse::embedding ? DType::automatic : want_.type_for(name);
+Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, MatrixUse use,
+                         DType want) {
   Matrix m = backend_.adopt(tensor, want, use, intern(name), keep_, [this] { poll(0); });
   if (m.bytes == 0)
     m.bytes = std::int64_t{m.out} * m.in * static_cast<std::int64_t>(dtype_size(m.dtype));
@@ -104,7 +91,9 @@ Matrix Checkpoint::adopt(const HostTensor& tensor, const std::string& name, Matr
 
 Matrix Checkpoint::matrix(const std::string& name, int out, int in, MatrixUse use) {
   if (!expect(name, {out, in}, true)) return {};
-  return adopt(source_->get(name), name, use);
+  // Embedding rows are only gathered, exactly, so they stay as stored.
+  const DType want = use == MatrixUse::embedding ? DType::automatic : want_.type_for(name);
+  return adopt(source_->get(name), name, use, want);
 }
 
 Matrix Checkpoint::transposed(const std::string& name, int in, int out, int index) {
@@ -116,32 +105,28 @@ Matrix Checkpoint::transposed(const std::string& name, int in, int out, int inde
   }
   if (seen_.count(name) != 0 && index > 0) {
     if (!source_->contains(name) || source_->shape(name) != shape) return {};  // noted already
-  } else if (!expect(name, shape)) {
-    return {};
+  } else {
+    const bool codes = source_->contains(name) && source_->dtype(name) == DType::int8;
+    if (!expect(name, shape, codes)) return {};
   }
   const HostTensor stored = source_->get(name);
+  DType want = quantize::type_of(want_.type_for(name), MatrixUse::lora);
+  // A part of a larger tensor has no place for scales in files.
+  if (index >= 0 && is_quantized(want)) want = DType::automatic;
+  if (stored.dtype == DType::int8)
+    return adopt(quantize::transpose(stored), name, MatrixUse::lora, want);
   const std::size_t size = dtype_size(stored.dtype);
   const std::int64_t n = std::int64_t{in} * out;
   const auto* from = static_cast<const unsigned char*>(stored.data) +
                      static_cast<std::size_t>(std::max(index, 0) * n) * size;
   const std::size_t bytes = static_cast<std::size_t>(n) * size;
   // Unless it is converted or copied to a device this copy is what the model keeps.
-  const DType want = want_.type_for(name);
-  const bool kept =
-      backend_.at(backend_.place(name)).host_memory() && (want == stored.dtype || !is_float(want));
+  const bool kept = backend_.at(backend_.place(name)).host_memory() &&
+                    (want == stored.dtype || want == DType::automatic);
   const Buffer memory = kept ? factors_.allocate(bytes) : allocate_host(bytes);
-  switch (size) {
-    case 2:
-      transpose(static_cast<std::uint16_t*>(memory.data()), from, in, out);
-      break;
-    case 4:
-      transpose(static_cast<std::uint32_t*>(memory.data()), from, in, out);
-      break;
-    default:
-      transpose(static_cast<std::uint64_t*>(memory.data()), from, in, out);
-  }
+  quantize::turn(memory.data(), from, in, out, size);
   auto owner = std::make_shared<Buffer>(memory);
-  return adopt({memory.data(), stored.dtype, {out, in}, owner}, name, MatrixUse::lora);
+  return adopt({memory.data(), stored.dtype, {out, in}, owner}, name, MatrixUse::lora, want);
 }
 
 std::vector<float> Checkpoint::values(const std::string& name, std::int64_t n) {

@@ -33,7 +33,8 @@ class Checkpoint {
 
   /// A projection [out, in].
   Matrix matrix(const std::string& name, int out, int in, MatrixUse use = MatrixUse::linear);
-  /// A factor stored [in, out] (a trailing part of a larger tensor if `index` >= 0: [G, in, out]).
+  /// A factor stored [in, out], also as int8 (a trailing part of a larger tensor if `index` >= 0:
+  /// [G, in, out]).
   Matrix transposed(const std::string& name, int in, int out, int index = -1);
   /// Any shape with `n` elements, as fp32. `map` is applied to every element.
   Vector vector(const std::string& name, int n, float (*map)(float) = nullptr);
@@ -59,7 +60,7 @@ class Checkpoint {
               bool quantised = false);
   const char* intern(const std::string& name);
   void poll(std::int64_t bytes);
-  Matrix adopt(const HostTensor& tensor, const std::string& name, MatrixUse use);
+  Matrix adopt(const HostTensor& tensor, const std::string& name, MatrixUse use, DType want);
 
   std::shared_ptr<const TensorSource> source_;
   Backend& backend_;

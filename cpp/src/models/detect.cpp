@@ -136,8 +136,17 @@ void find_context(const Names& names, Detected& d) {
 
 }  // namespace
 
-bool is_quantisable(std::string_view name, const std::vector<std::int64_t>& shape) noexcept {
-  return shape.size() == 2 && name.ends_with(".weight") && !name.ends_with("emb.weight");
+std::optional<MatrixUse> quantised_use(std::string_view name,
+                                       const std::vector<std::int64_t>& shape) noexcept {
+  if (shape.size() != 2 || name.ends_with("emb.weight")) return std::nullopt;
+  if (name == "head.weight") return MatrixUse::head;
+  if (name.ends_with(".weight")) return MatrixUse::linear;
+  for (const std::string_view factor :
+       {".att.w1", ".att.w2", ".att.a1", ".att.a2", ".att.v1", ".att.v2", ".att.g1", ".att.g2",
+        ".att.time_decay_w1", ".att.time_decay_w2", ".att.time_maa_w1", ".att.time_maa_rkvw_w1",
+        ".att.gate_w1", ".att.gate_w2", ".ffn.s1", ".ffn.s2"})
+    if (name.ends_with(factor)) return MatrixUse::lora;
+  return std::nullopt;
 }
 
 bool is_training_buffer(std::string_view name) noexcept {

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "ops/weights.h"
 #include "wkv/types.h"
 
 namespace wkv {
@@ -30,9 +32,10 @@ struct Detected {
 /// that is known but not run.
 Detected detect(const TensorSource& source);
 
-/// Whether a tensor is a projection, which dtype int8, int4 or mm8 quantises: in every version
-/// these are the matrices called .weight, but for embeddings.
-bool is_quantisable(std::string_view name, const std::vector<std::int64_t>& shape) noexcept;
+/// What a tensor that dtype int8, int4 or mm8 may quantise is used for: a projection, in every
+/// version the matrices called .weight but for embeddings, or a low-rank factor, stored [in, out].
+std::optional<MatrixUse> quantised_use(std::string_view name,
+                                       const std::vector<std::int64_t>& shape) noexcept;
 
 /// Masks that a checkpoint may hold (spec section 0): they carry nothing that inference needs.
 bool is_training_buffer(std::string_view name) noexcept;

@@ -420,7 +420,37 @@ void check_range(const Rows& w, DType want, const Parallel& parallel) {
             " takes; load it as bf16");
 }
 
+/// In blocks that stay in L1: a plain double loop misses on every store.
+template <class T>
+void turn_elements(void* to, const void* from, std::int64_t rows, std::int64_t cols) {
+  constexpr std::int64_t kTile = 32;
+  for (std::int64_t r0 = 0; r0 < rows; r0 += kTile)
+    for (std::int64_t c0 = 0; c0 < cols; c0 += kTile)
+      for (std::int64_t c = c0; c < std::min(c0 + kTile, cols); ++c)
+        for (std::int64_t r = r0; r < std::min(r0 + kTile, rows); ++r)
+          std::memcpy(static_cast<T*>(to) + c * rows + r,
+                      static_cast<const T*>(from) + r * cols + c, sizeof(T));
+}
+
+HostTensor decode(const Matrix& m, const Parallel& parallel) {
+  auto memory = std::make_shared<Buffer>(
+      allocate_host(std::max<std::size_t>(size(m.out) * size(m.in) * sizeof(float), 1)));
+  auto* values = static_cast<float*>(memory->data());
+  parallel(m.out, [&](int begin, int end) {
+    for (int o = begin; o < end; ++o) decode_row(m, o, values + size(o) * size(m.in));
+  });
+  return {values, DType::f32, {m.out, m.in}, std::move(memory)};
+}
+
 }  // namespace
+
+DType type_of(DType want, MatrixUse use) noexcept {
+  if (!is_quantized(want)) return want;
+  if (use == MatrixUse::embedding) return DType::automatic;
+  if (use == MatrixUse::lora && want == DType::mm8) return DType::automatic;
+  const bool wide = use == MatrixUse::lora || use == MatrixUse::head;
+  return wide && want == DType::int4 ? DType::int8 : want;
+}
 
 std::size_t row_bytes(DType dtype, int in) noexcept { return row_size(dtype, in); }
 
@@ -513,17 +543,32 @@ Matrix view(const HostTensor& tensor, Buffer& memory) {
   return m;
 }
 
+void turn(void* to, const void* from, std::int64_t rows, std::int64_t cols, std::size_t size) {
+  if (size == 1) return turn_elements<std::uint8_t>(to, from, rows, cols);
+  if (size == 2) return turn_elements<std::uint16_t>(to, from, rows, cols);
+  if (size == 4) return turn_elements<std::uint32_t>(to, from, rows, cols);
+  turn_elements<std::uint64_t>(to, from, rows, cols);
+}
+
+HostTensor transpose(const HostTensor& w) {
+  const std::size_t element = is_quantized(w.dtype) ? 1 : dtype_size(w.dtype);
+  auto memory = std::make_shared<Buffer>(
+      allocate_host(std::max<std::size_t>(static_cast<std::size_t>(w.numel()) * element, 1)));
+  turn(memory->data(), w.data, w.shape[0], w.shape[1], element);
+  HostTensor turned{memory->data(), w.dtype, {w.shape[1], w.shape[0]}, memory};
+  if (w.dtype == DType::int8) turned.parts = {w.parts.at(1), w.parts.at(0)};
+  return turned;
+}
+
 HostTensor dequantize(const HostTensor& tensor, const Parallel& parallel) {
   if (!is_quantized(tensor.dtype)) return tensor;
   Buffer vectors;
-  const Matrix m = view(tensor, vectors);
-  auto memory = std::make_shared<Buffer>(
-      allocate_host(std::max<std::size_t>(size(m.out) * size(m.in) * sizeof(float), 1)));
-  auto* values = static_cast<float*>(memory->data());
-  parallel(m.out, [&](int begin, int end) {
-    for (int o = begin; o < end; ++o) decode_row(m, o, values + size(o) * size(m.in));
-  });
-  return {values, DType::f32, tensor.shape, std::move(memory)};
+  return decode(view(tensor, vectors), parallel);
+}
+
+HostTensor rounded(const HostTensor& w, DType want, const Parallel& parallel) {
+  Buffer memory;
+  return decode(quantize(w, want, memory, parallel), parallel);
 }
 
 void decode_row(const Matrix& w, int o, float* to) {

@@ -20,6 +20,11 @@ namespace wkv::quantize {
 constexpr int kGroup = kInt4Group;
 using wkv::is_quantized;
 
+/// The type that a matrix wanted as `want` gets: of quantised ones the embedding, whose rows are
+/// only gathered, stays as it is, low-rank factors and the head, which decides on every token, are
+/// not int4 but int8; factors are not mm8, which is the form of another package.
+DType type_of(DType want, MatrixUse use) noexcept;
+
 /// Bytes of one output's codes; of one row of a float matrix for float types.
 std::size_t row_bytes(DType dtype, int in) noexcept;
 
@@ -52,6 +57,13 @@ Matrix quantize_in_pieces(const HostTensor& w, DType want, Buffer& memory, int r
 /// `tensor` points to must stay alive as well. Throws Error(bad_model) if a part is missing or has
 /// another type or shape.
 Matrix view(const HostTensor& tensor, Buffer& memory);
+
+/// to[c][r] = from[r][c] of elements of `size` bytes: 1, 2, 4 or 8, at any address.
+void turn(void* to, const void* from, std::int64_t rows, std::int64_t cols, std::size_t size);
+/// W^T of a matrix of a float type or of int8, whose two scales take each other's place.
+HostTensor transpose(const HostTensor& w);
+/// W of a float type as `want` has it, in fp32.
+HostTensor rounded(const HostTensor& w, DType want, const Parallel& parallel = serial);
 
 /// A tensor of a quantised type as fp32 in new memory; any other as it is.
 HostTensor dequantize(const HostTensor& tensor, const Parallel& parallel = serial);

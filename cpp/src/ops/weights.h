@@ -28,7 +28,7 @@ enum class MatrixUse : std::uint8_t {
   linear,     ///< a block's [out, in] projection
   embedding,  ///< gathered by row, never multiplied
   head,       ///< [V, C]
-  lora,       ///< low-rank factor, small; never quantised
+  lora,       ///< low-rank factor, small
   ffn_value,  ///< [C, F], its input is relu^2 of something: mostly zeros
 };
 

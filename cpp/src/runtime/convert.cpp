@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -52,13 +53,17 @@ void convert_tensor(const HostTensor& from, DType to, const std::string& name,
   }
 }
 
-/// A matrix while it is written: quantised when the first of its tensors has its turn, held until
-/// the last has had it, the codes until their own.
+/// A matrix (`factor`: stored [in, out]) while it is written: quantised when the first of its
+/// tensors has its turn, held until the last has had it, the codes until their own.
 class Quantised {
  public:
-  Quantised(std::shared_ptr<const TensorSource> source, std::string name, DType want,
+  Quantised(std::shared_ptr<const TensorSource> source, std::string name, DType want, bool factor,
             std::shared_ptr<ThreadPool> pool)
-      : source_(std::move(source)), name_(std::move(name)), want_(want), pool_(std::move(pool)) {}
+      : source_(std::move(source)),
+        name_(std::move(name)),
+        want_(want),
+        factor_(factor),
+        pool_(std::move(pool)) {}
 
   void write_codes(const TensorToSave::Sink& sink) {
     make(sink);
@@ -94,7 +99,9 @@ class Quantised {
     auto memory = std::make_shared<Buffer>();
     Matrix m;
     try {
-      m = quantize::quantize(quantize::dequantize(tensor_, parallel), want_, *memory, parallel);
+      tensor_ = quantize::dequantize(tensor_, parallel);
+      if (factor_) tensor_ = quantize::transpose(tensor_);
+      m = quantize::quantize(tensor_, want_, *memory, parallel);
     } catch (const Error& e) {
       fail(e.code(), "[convert] '", name_, "': ", e.what());
     }
@@ -103,6 +110,7 @@ class Quantised {
                                           m.in_scale, m.out_offset, m.in_offset};
     for (const PartInfo& part : quantised_parts(want_, tensor_.shape))
       tensor_.parts.push_back({data[tensor_.parts.size()], part.dtype, part.shape, memory});
+    if (factor_) tensor_ = quantize::transpose(tensor_);
   }
 
   void count() {
@@ -112,6 +120,7 @@ class Quantised {
   std::shared_ptr<const TensorSource> source_;
   std::string name_;
   DType want_;
+  bool factor_;
   std::shared_ptr<ThreadPool> pool_;
   HostTensor tensor_;
   std::size_t written_ = 0;
@@ -138,9 +147,8 @@ DType type_in_file(const DTypePlan& plan, const std::string& name, DType stored,
                    const std::vector<std::int64_t>& shape) {
   DType want = plan.type_for(name);
   if (is_quantized(want)) {
-    if (!is_quantisable(name, shape)) return stored;
-    if (want == DType::int4 && name == "head.weight") want = DType::int8;
-    return want;
+    const std::optional<MatrixUse> use = quantised_use(name, shape);
+    want = use ? quantize::type_of(want, *use) : DType::automatic;
   }
   if (want == DType::automatic || want == stored) return stored;
   if (is_quantized(stored)) return want;
@@ -172,14 +180,21 @@ void convert_checkpoint(const std::filesystem::path& in, const std::filesystem::
     const DType stored = source->dtype(name);
     const std::vector<std::int64_t> shape = source->shape(name);
     const DType to = type_in_file(dtype, name, stored, shape);
+    const bool factor = quantised_use(name, shape) == MatrixUse::lora;
     if (is_quantized(to)) {
-      add_quantised(tensors, std::make_shared<Quantised>(source, name, to, pool), name, to, shape);
+      add_quantised(tensors, std::make_shared<Quantised>(source, name, to, factor, pool), name, to,
+                    shape);
       if (to == DType::int4 && shape[1] % kInt4Group != 0)
         metadata.emplace_back(name + ".inputs", std::to_string(shape[1]));
       continue;
     }
-    tensors.push_back({name, to, shape, [source, name, to](const TensorToSave::Sink& sink) {
-                         const HostTensor tensor = quantize::dequantize(source->get(name));
+    const bool turned = factor && stored == DType::int8;
+    tensors.push_back({name, to, shape, [source, name, to, turned](const TensorToSave::Sink& sink) {
+                         HostTensor tensor = source->get(name);
+                         // As loading does: the order of the scales matters to the last bit.
+                         if (turned) tensor = quantize::transpose(tensor);
+                         tensor = quantize::dequantize(tensor);
+                         if (turned) tensor = quantize::transpose(tensor);
                          if (tensor.dtype == to)
                            sink(tensor.data,
                                 static_cast<std::size_t>(stored_size(to, tensor.shape)));
