@@ -70,6 +70,7 @@ void turn_nibbles(std::uint8_t* to, std::size_t to_bytes, const std::uint8_t* fr
   });
 }
 
+/// The type a matrix gets that is `have` and wanted as `want`.
 DType choose_dtype(DType want, DType have, MatrixUse use) {
   if (quantize::is_quantized(have) && use == MatrixUse::embedding) have = DType::f32;
   want = quantize::type_of(want, use);
