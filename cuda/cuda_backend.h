@@ -208,6 +208,7 @@ class CudaBackend final : public Backend {
   Scratch rounded_, workspace_, staged_, expanded_;
   std::vector<Rounded> made_, ready_;  // by the op before; of those, what the present one may read
   std::vector<Rounded> rounding_;      // by the present op
+  std::vector<Codec> forms_;           // of the present op's weights
   unsigned char* rounding_at_ = nullptr;
   Scratch beside_[2];  // by turns: an op reads one and fills the other
   int turn_ = 0;

@@ -120,13 +120,13 @@ void CudaBackend::linear(std::span<const LinearJob> jobs) {
   for (const LinearJob& job : jobs)
     if (goes_on(job, job.x.rows)) bytes += rounded_bytes(job.x.rows, job.w->out);
   if (bytes > 0) rounding_at_ = turn_over(bytes);
-  std::vector<Codec> forms;
-  for (const LinearJob& job : jobs) forms.push_back(form_of(job));
+  forms_.clear();
+  for (const LinearJob& job : jobs) forms_.push_back(form_of(job));
   std::array<const LinearJob*, kMaxJobs> group{};
   for (const Codec codec : {Codec::f32, Codec::f16, Codec::bf16, Codec::u8, Codec::u4}) {
     std::size_t n = 0;
     for (std::size_t j = 0; j < jobs.size(); ++j) {
-      if (forms[j] != codec) continue;
+      if (forms_[j] != codec) continue;
       group[n++] = &jobs[j];
       if (n == kMaxJobs) {
         linear_group({group.data(), n}, codec);

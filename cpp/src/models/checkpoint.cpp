@@ -109,24 +109,24 @@ Matrix Checkpoint::transposed(const std::string& name, int in, int out, int inde
     const bool codes = source_->contains(name) && source_->dtype(name) == DType::int8;
     if (!expect(name, shape, codes)) return {};
   }
-  const HostTensor stored = source_->get(name);
+  HostTensor factor = source_->get(name);
+  if (index >= 0) {
+    const std::size_t bytes =
+        static_cast<std::size_t>(in) * static_cast<std::size_t>(out) * dtype_size(factor.dtype);
+    factor.data =
+        static_cast<const unsigned char*>(factor.data) + static_cast<std::size_t>(index) * bytes;
+    factor.shape = {in, out};
+  }
   DType want = quantize::type_of(want_.type_for(name), MatrixUse::lora);
   // A part of a larger tensor has no place for scales in files.
   if (index >= 0 && is_quantized(want)) want = DType::automatic;
-  if (stored.dtype == DType::int8)
-    return adopt(quantize::transpose(stored), name, MatrixUse::lora, want);
-  const std::size_t size = dtype_size(stored.dtype);
-  const std::int64_t n = std::int64_t{in} * out;
-  const auto* from = static_cast<const unsigned char*>(stored.data) +
-                     static_cast<std::size_t>(std::max(index, 0) * n) * size;
-  const std::size_t bytes = static_cast<std::size_t>(n) * size;
-  // Unless it is converted or copied to a device this copy is what the model keeps.
+  // Unless it is converted or copied to a device the turned copy is what the model keeps.
   const bool kept = backend_.at(backend_.place(name)).host_memory() &&
-                    (want == stored.dtype || want == DType::automatic);
-  const Buffer memory = kept ? factors_.allocate(bytes) : allocate_host(bytes);
-  quantize::turn(memory.data(), from, in, out, size);
-  auto owner = std::make_shared<Buffer>(memory);
-  return adopt({memory.data(), stored.dtype, {out, in}, owner}, name, MatrixUse::lora, want);
+                    (want == factor.dtype || want == DType::automatic);
+  const auto allocate = [&](std::size_t n) {
+    return kept ? factors_.allocate(n) : allocate_host(n);
+  };
+  return adopt(quantize::transpose(factor, allocate), name, MatrixUse::lora, want);
 }
 
 std::vector<float> Checkpoint::values(const std::string& name, std::int64_t n) {

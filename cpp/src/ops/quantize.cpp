@@ -420,9 +420,9 @@ void check_range(const Rows& w, DType want, const Parallel& parallel) {
             " takes; load it as bf16");
 }
 
-/// In blocks that stay in L1: a plain double loop misses on every store.
+/// to[c][r] = from[r][c], in blocks that stay in L1: a plain double loop misses on every store.
 template <class T>
-void turn_elements(void* to, const void* from, std::int64_t rows, std::int64_t cols) {
+void turn(void* to, const void* from, std::int64_t rows, std::int64_t cols) {
   constexpr std::int64_t kTile = 32;
   for (std::int64_t r0 = 0; r0 < rows; r0 += kTile)
     for (std::int64_t c0 = 0; c0 < cols; c0 += kTile)
@@ -543,18 +543,15 @@ Matrix view(const HostTensor& tensor, Buffer& memory) {
   return m;
 }
 
-void turn(void* to, const void* from, std::int64_t rows, std::int64_t cols, std::size_t size) {
-  if (size == 1) return turn_elements<std::uint8_t>(to, from, rows, cols);
-  if (size == 2) return turn_elements<std::uint16_t>(to, from, rows, cols);
-  if (size == 4) return turn_elements<std::uint32_t>(to, from, rows, cols);
-  turn_elements<std::uint64_t>(to, from, rows, cols);
-}
-
-HostTensor transpose(const HostTensor& w) {
+HostTensor transpose(const HostTensor& w, const std::function<Buffer(std::size_t)>& allocate) {
   const std::size_t element = is_quantized(w.dtype) ? 1 : dtype_size(w.dtype);
   auto memory = std::make_shared<Buffer>(
-      allocate_host(std::max<std::size_t>(static_cast<std::size_t>(w.numel()) * element, 1)));
-  turn(memory->data(), w.data, w.shape[0], w.shape[1], element);
+      allocate(std::max<std::size_t>(static_cast<std::size_t>(w.numel()) * element, 1)));
+  const auto turn_elements = element == 1   ? turn<std::uint8_t>
+                             : element == 2 ? turn<std::uint16_t>
+                             : element == 4 ? turn<std::uint32_t>
+                                            : turn<std::uint64_t>;
+  turn_elements(memory->data(), w.data, w.shape[0], w.shape[1]);
   HostTensor turned{memory->data(), w.dtype, {w.shape[1], w.shape[0]}, memory};
   if (w.dtype == DType::int8) turned.parts = {w.parts.at(1), w.parts.at(0)};
   return turned;

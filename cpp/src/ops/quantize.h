@@ -58,10 +58,10 @@ Matrix quantize_in_pieces(const HostTensor& w, DType want, Buffer& memory, int r
 /// another type or shape.
 Matrix view(const HostTensor& tensor, Buffer& memory);
 
-/// to[c][r] = from[r][c] of elements of `size` bytes: 1, 2, 4 or 8, at any address.
-void turn(void* to, const void* from, std::int64_t rows, std::int64_t cols, std::size_t size);
-/// W^T of a matrix of a float type or of int8, whose two scales take each other's place.
-HostTensor transpose(const HostTensor& w);
+/// W^T of a matrix of a float type or of int8, whose two scales take each other's place. Its
+/// elements may lie at any address and come to lie in memory from `allocate`.
+HostTensor transpose(const HostTensor& w,
+                     const std::function<Buffer(std::size_t)>& allocate = allocate_host);
 /// W of a float type as `want` has it, in fp32.
 HostTensor rounded(const HostTensor& w, DType want, const Parallel& parallel = serial);
 
