@@ -148,6 +148,31 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
   return py::make_tuple(y, narrow != nullptr);
 }
 
+/// y [out] = W x of one row and int4 weights in strips, read in so many streams.
+Array int4_row(const std::string& isa, const Array& x, const py::array& codes,
+               const py::array& group_scale, int out, int streams) {
+  const cpu::MatmulKernels& kernels = table_named(isa).matmul;
+  cpu::MatmulArgs a{};
+  a.type = cpu::kWeightI4;
+  a.rows = 1;
+  a.in = static_cast<int>(x.shape(0));
+  a.out = out;
+  a.row_bytes = codes.nbytes() / codes.shape(0);
+  a.w = codes.data();
+  a.scales.group_scale = group_scale.data();
+  a.x = x.data();
+  Guarded y(static_cast<std::size_t>(out) * sizeof(float));
+  a.y = reinterpret_cast<float*>(y.data());
+  a.ahead = {4096, 2048, streams};
+  a.segment = cpu::kSegment;
+  Guarded scratch((kernels.gemv_scratch(a) + 63) / 64 * 64);
+  kernels.gemv_prepare(a, scratch.data());
+  kernels.gemv(a, 0, out, scratch.data());
+  for (const Guarded* memory : {&y, &scratch})
+    WKV_CHECK(memory->intact(), internal, "[test] the kernel wrote outside of its memory");
+  return Array(out, a.y);
+}
+
 }  // namespace
 
 const cpu::KernelTable& table_named(const std::string& isa) {
@@ -177,6 +202,8 @@ void bind_gemm(py::module_& m) {
         arg("input_major") = false, arg("in_scale") = py::none(), arg("out_scale") = py::none(),
         arg("group_scale") = py::none(), arg("zero") = 0.0f, arg("range") = 1 << 30,
         arg("out") = 0);
+  m.def("int4_row", &int4_row, arg("isa"), arg("x"), arg("codes"), arg("group_scale"), arg("out"),
+        arg("streams"));
 }
 
 }  // namespace wkv::test

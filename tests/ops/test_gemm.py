@@ -142,6 +142,29 @@ def test_few_rows_are_exact(target: Target, dtype: str, more_rows: int) -> None:
 
 
 @each_target
+@pytest.mark.parametrize("out", [127, 128, 200, 333])
+def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
+    """Of 128 outputs and more, pairs of blocks; what is left follows, part of a strip last."""
+    rng = np.random.default_rng(out)
+    inner = 2048
+    q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
+    scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
+    held, by_group = strips((q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8), scales)
+    x = rng.standard_normal(inner).astype(np.float32)
+    one, two = (
+        load_ops().int4_row(target.isa, x, held, by_group, out, streams) for streams in (1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+    w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
+    check(one[None, :], x[None, :], w)
+    x[7] = np.inf  # no fixed point
+    one, two = (
+        load_ops().int4_row(target.isa, x, held, by_group, out, streams) for streams in (1, 2)
+    )
+    np.testing.assert_array_equal(one, two)
+
+
+@each_target
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_int4(target: Target, precision: str) -> None:
     rng = np.random.default_rng(3)

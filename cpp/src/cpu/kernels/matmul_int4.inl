@@ -86,45 +86,62 @@ inline __m512i four_digits(const int8_t* p) {
   return _mm512_set1_epi32(dword);
 }
 
+/// What group g adds to the products of a strip with rows of x.
+template <int RX>
+inline __attribute__((always_inline)) void add_group(const Strip& strip, int g, const FixedGroup* x,
+                                                     ptrdiff_t xs, StreamAhead ahead,
+                                                     f32v (&sums)[RX]) {
+  const __m512i nibble = _mm512_set1_epi8(15);
+  const unsigned char* codes = strip.codes + (ptrdiff_t)g * kGroupBytes4;
+  const f16* scales = strip.scales + (ptrdiff_t)g * kStrip;
+  ask_ahead(scales, {ahead.l2 / 8, 0});
+  __m512i even[kLines4], odd[kLines4];
+#pragma GCC unroll 4
+  for (int line = 0; line < kLines4; ++line) {
+    const unsigned char* at = codes + line * kLineBytes4;
+    ask_ahead(at, ahead);
+    const __m512i pairs = _mm512_loadu_si512(at);
+    even[line] = _mm512_and_si512(pairs, nibble);
+    odd[line] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+  }
+  const f32v scale = load(scales);
+#pragma GCC unroll 4
+  for (int m = 0; m < RX; ++m) {
+    const FixedGroup& xg = x[m * xs + g];
+    __m512i t[kDigits4] = {};
+    t[kDigits4 - 1] = _mm512_set1_epi32(xg.excess);
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines4; ++line)
+#pragma GCC unroll 4
+      for (int d = 0; d < kDigits4; ++d) {
+        const int8_t* four = xg.digits[d] + 8 * line;
+        t[d] = _mm512_dpbusd_epi32(t[d], even[line], four_digits(four));
+        t[d] = _mm512_dpbusd_epi32(t[d], odd[line], four_digits(four + 4));
+      }
+    const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(t[0], 8), t[1]);
+    const __m512i all = _mm512_add_epi32(_mm512_slli_epi32(high, 8), t[2]);
+    sums[m] += (f32v)_mm512_cvtepi32_ps(all) * scale;
+  }
+}
+
+/// products [RX][kStrip] of one strip.
 template <int RX>
 void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t xs,
                  StreamAhead ahead, float* products) {
-  const __m512i nibble = _mm512_set1_epi8(15);
   f32v sums[RX] = {};
-  const unsigned char* codes = strip.codes;
-  const f16* scales = strip.scales;
-  for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip) {
-    ask_ahead(scales, {ahead.l2 / 8, 0});
-    __m512i even[kLines4], odd[kLines4];
-#pragma GCC unroll 4
-    for (int line = 0; line < kLines4; ++line) {
-      const unsigned char* at = codes + line * kLineBytes4;
-      ask_ahead(at, ahead);
-      const __m512i pairs = _mm512_loadu_si512(at);
-      even[line] = _mm512_and_si512(pairs, nibble);
-      odd[line] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
-    }
-    const f32v scale = load(scales);
-#pragma GCC unroll 4
-    for (int m = 0; m < RX; ++m) {
-      const FixedGroup& xg = x[m * xs + g];
-      __m512i t[kDigits4] = {};
-      t[kDigits4 - 1] = _mm512_set1_epi32(xg.excess);
-#pragma GCC unroll 4
-      for (int line = 0; line < kLines4; ++line)
-#pragma GCC unroll 4
-        for (int d = 0; d < kDigits4; ++d) {
-          const int8_t* four = xg.digits[d] + 8 * line;
-          t[d] = _mm512_dpbusd_epi32(t[d], even[line], four_digits(four));
-          t[d] = _mm512_dpbusd_epi32(t[d], odd[line], four_digits(four + 4));
-        }
-      const __m512i high = _mm512_add_epi32(_mm512_slli_epi32(t[0], 8), t[1]);
-      const __m512i all = _mm512_add_epi32(_mm512_slli_epi32(high, 8), t[2]);
-      sums[m] += (f32v)_mm512_cvtepi32_ps(all) * scale;
-    }
-  }
+  for (int g = 0; g < groups; ++g) add_group<RX>(strip, g, x, xs, ahead, sums);
 #pragma GCC unroll 4
   for (int m = 0; m < RX; ++m) store(products + m * kStrip, sums[m]);
+}
+
+/// products [strip][kStrip] of two strips that are read by turns, with one row of x.
+inline void two_strips_fixed(const Strip (&strips)[2], int groups, const FixedGroup* x,
+                             StreamAhead ahead, float (&products)[2][kStrip]) {
+  f32v sums[2][1] = {};
+  for (int g = 0; g < groups; ++g)
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], g, x, 0, ahead, sums[s]);
+  for (int s = 0; s < 2; ++s) store(products[s], sums[s][0]);
 }
 
 #elif defined(__AVX2__)
@@ -316,6 +333,39 @@ struct PreparedX4 {
   }
 };
 
+#if defined(__AVX512F__)
+
+/// In how many outputs of [begin, end) the first of two streams goes, from begin on; the second
+/// goes in as many behind those. 0: one row of x is not worth two. Two streams near each other are
+/// slower than one (Granite Rapids, two threads, GB/s of a loop that multiplies little: one stream
+/// 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
+inline int streams_apart(const MatmulArgs& a, int begin, int end) {
+  constexpr ptrdiff_t kLeastBytes = 64 << 10;
+  if (a.ahead.streams < 2 || a.rows > 1) return 0;
+  const int apart = (end - begin) / 2 / kOutBlock * kOutBlock;
+  return apart * a.row_bytes >= kLeastBytes ? apart : 0;
+}
+
+/// Outputs [begin, begin + apart) and as many behind them, of one row of x in fixed point; bit for
+/// bit as strip by strip.
+inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin, int apart) {
+  for (int j = begin; j < begin + apart; j += kOutBlock) {
+    float products[2][kOutBlock];
+    for (int s = 0; s < 2; ++s) ask_operands(a, j + s * apart);
+    for (int at = 0; at < kOutBlock; at += kStrip) {
+      float out[2][kStrip];
+      two_strips_fixed({strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)},
+                       groups_of(a), x.fixed, a.ahead, out);
+      for (int s = 0; s < 2; ++s)
+        for (int i = 0; i < kStrip; ++i) products[s][at + i] = out[s][i] * x.steps[0];
+    }
+    for (int s = 0; s < 2; ++s)
+      store_outputs(a, x.sums[0], products[s], 0, j + s * apart, j + s * apart + kOutBlock);
+  }
+}
+
+#endif
+
 /// Rows of x that a strip is taken with.
 #if defined(__AVX512F__)
 constexpr int kMaxX4 = 4;
@@ -325,6 +375,12 @@ constexpr int kMaxX4 = 1;
 
 void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_fixed) {
   PreparedX4 x(a, scratch);
+#if defined(__AVX512F__)
+  if (const int apart = is_fixed ? streams_apart(a, begin, end) : 0; apart > 0) {
+    two_streams_int4(a, x, begin, apart);
+    begin += 2 * apart;
+  }
+#endif
   const int parts = (a.rows + kMaxX4 - 1) / kMaxX4;
   for (int j = begin; j < end; j += kOutBlock) {
     ask_operands(a, j);
