@@ -242,7 +242,7 @@ StreamAhead stream_ahead(int type) noexcept {
     return zen5 ? StreamAhead{0, 2048} : kNone;
   }
   static const bool granite_rapids = is_granite_rapids();
-  if (granite_rapids && type == kWeightI4) return {0, 2048, 2};
+  if (granite_rapids && type == kWeightI4) return {0, 2048};
   if (granite_rapids) return type == kWeightF32 ? StreamAhead{5632, 4096} : StreamAhead{6144, 3072};
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
@@ -250,6 +250,14 @@ StreamAhead stream_ahead(int type) noexcept {
   return type == kWeightF32 ? kNone : StreamAhead{0, 3072};
 #endif
   return codes ? kCodes : kNone;
+}
+
+int streams_of([[maybe_unused]] int type) noexcept {
+#if WKV_X86
+  static const bool granite_rapids = is_granite_rapids();
+  if (granite_rapids && type == kWeightI4) return 2;
+#endif
+  return 1;
 }
 
 int segment_inputs() noexcept {

@@ -48,10 +48,10 @@ struct MatmulEpilogue {
 /// wkv::MatmulPrecision as plain constants; cpu_linear.cpp asserts that both agree.
 enum PrecisionCode : int { kPrecisionAuto, kPrecisionExact, kPrecisionFast, kPrecisionW8A8 };
 
-/// How one row of x goes through its weights, see stream_ahead() in isa.h.
+/// Bytes before its use that a single stream of weights is asked for into L2 and into L1; 0: not.
+/// See stream_ahead() in isa.h.
 struct StreamAhead {
-  ptrdiff_t l2, l1;  ///< bytes before its use that a stream is asked for into L2, into L1; 0: not
-  int streams = 1;   ///< of int4 that a thread reads by turns: 1, or 2 with AVX-512
+  ptrdiff_t l2, l1;
 };
 
 /// One product. W [out][in] (int4: strips), or [in][out] if `input_major`: int4 then has two
@@ -71,6 +71,7 @@ struct MatmulArgs {
   int rows;
   MatmulEpilogue epilogue;
   StreamAhead ahead;
+  int streams;    ///< of int4 that one row of x reads by turns, 1 or 2: see streams_of() in isa.h
   int segment;    ///< inputs whose x, as floats, leaves room in L1: kSegment or more
   int precision;  ///< a PrecisionCode: what `narrow` may do
 };

@@ -341,7 +341,7 @@ struct PreparedX4 {
 /// 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
 inline int streams_apart(const MatmulArgs& a, int begin, int end) {
   constexpr ptrdiff_t kLeastBytes = 64 << 10;
-  if (a.ahead.streams < 2 || a.rows > 1) return 0;
+  if (a.streams < 2 || a.rows > 1) return 0;
   const int apart = (end - begin) / 2 / kOutBlock * kOutBlock;
   return apart * a.row_bytes >= kLeastBytes ? apart : 0;
 }
