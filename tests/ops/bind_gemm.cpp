@@ -164,7 +164,7 @@ Array int4_row(const std::string& isa, const Array& x, const py::array& codes,
   Guarded y(static_cast<std::size_t>(out) * sizeof(float));
   a.y = reinterpret_cast<float*>(y.data());
   a.ahead = {4096, 2048};
-  a.streams = streams;
+  if (streams == 2) a.two_ahead = {0, 2048};
   a.segment = cpu::kSegment;
   Guarded scratch((kernels.gemv_scratch(a) + 63) / 64 * 64);
   kernels.gemv_prepare(a, scratch.data());

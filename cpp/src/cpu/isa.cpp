@@ -227,9 +227,7 @@ StreamAhead stream_ahead(int type) noexcept {
   // with anything. Granite Rapids, of 34: int8 27.3 with 8 and 0.75, 28.4 with 6 and 3; bf16 26.4
   // with 8 and 3, 28.9 with 4 and 2, 29.3 with 6 and 3; fp16 30.3 and 30.7 with the last two; fp32
   // 26.4 with 4 and 2, 28.0 with 4 and 3, 25.1 with 6 and 3; tokens of v7:24x1024 by turns, from 4
-  // and 3 on: 5.5 and 4 KiB 1.02 and 1.03 times as fast, 5.5 and 3.5 KiB 0.90. int4 in two streams
-  // by turns, times as fast as one with 6 and 3 KiB, 4096 rows of 2048: 1.19 with 2 KiB into L1
-  // alone, 1.16 with 1, 1.13 with 6 and 3, 1.11 with 3 and 1; bf16, fp16, int8 gain nothing by two.
+  // and 3 on: 5.5 and 4 KiB 1.02 and 1.03 times as fast, 5.5 and 3.5 KiB 0.90.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
@@ -242,7 +240,6 @@ StreamAhead stream_ahead(int type) noexcept {
     return zen5 ? StreamAhead{0, 2048} : kNone;
   }
   static const bool granite_rapids = is_granite_rapids();
-  if (granite_rapids && type == kWeightI4) return {0, 2048};
   if (granite_rapids) return type == kWeightF32 ? StreamAhead{5632, 4096} : StreamAhead{6144, 3072};
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
@@ -252,12 +249,14 @@ StreamAhead stream_ahead(int type) noexcept {
   return codes ? kCodes : kNone;
 }
 
-int streams_of([[maybe_unused]] int type) noexcept {
+StreamAhead two_streams_ahead([[maybe_unused]] int type) noexcept {
 #if WKV_X86
+  // Granite Rapids, int4, times as fast as one stream, 4096 rows of 2048: 1.19 with 2 KiB into L1
+  // alone, 1.16 with 1, 1.13 with 6 and 3, 1.11 with 3 and 1. bf16, fp16 and int8 gain nothing.
   static const bool granite_rapids = is_granite_rapids();
-  if (granite_rapids && type == kWeightI4) return 2;
+  if (granite_rapids && type == kWeightI4) return {0, 2048};
 #endif
-  return 1;
+  return {0, 0};
 }
 
 int segment_inputs() noexcept {

@@ -23,9 +23,8 @@ const KernelTable& select_isa(const char* name);
 /// How far ahead this processor wants to be asked for a stream of weights of a WeightType.
 StreamAhead stream_ahead(int type) noexcept;
 
-/// In how many streams by turns a thread of this processor best reads weights of a WeightType,
-/// where the kernels can choose.
-int streams_of(int type) noexcept;
+/// The same of two streams that a thread reads by turns; 0, 0 where one is better.
+StreamAhead two_streams_ahead(int type) noexcept;
 
 /// MatmulArgs::segment for this processor.
 int segment_inputs() noexcept;

@@ -71,9 +71,9 @@ struct MatmulArgs {
   int rows;
   MatmulEpilogue epilogue;
   StreamAhead ahead;
-  int streams;    ///< of int4 that one row of x reads by turns, 1 or 2: see streams_of() in isa.h
-  int segment;    ///< inputs whose x, as floats, leaves room in L1: kSegment or more
-  int precision;  ///< a PrecisionCode: what `narrow` may do
+  StreamAhead two_ahead;  ///< of int4 in two streams by turns; 0, 0: in one
+  int segment;            ///< inputs whose x, as floats, leaves room in L1: kSegment or more
+  int precision;          ///< a PrecisionCode: what `narrow` may do
 };
 
 /// 16 KiB of x as floats, half of a small L1. A multiple of every kernel's step.

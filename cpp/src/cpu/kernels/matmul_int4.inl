@@ -341,7 +341,7 @@ struct PreparedX4 {
 /// 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
 inline int streams_apart(const MatmulArgs& a, int begin, int end) {
   constexpr ptrdiff_t kLeastBytes = 64 << 10;
-  if (a.streams < 2 || a.rows > 1) return 0;
+  if (a.two_ahead.l1 == 0 || a.rows > 1) return 0;
   const int apart = (end - begin) / 2 / kOutBlock * kOutBlock;
   return apart * a.row_bytes >= kLeastBytes ? apart : 0;
 }
@@ -355,7 +355,7 @@ inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin
     for (int at = 0; at < kOutBlock; at += kStrip) {
       float out[2][kStrip];
       two_strips_fixed({strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)},
-                       groups_of(a), x.fixed, a.ahead, out);
+                       groups_of(a), x.fixed, a.two_ahead, out);
       for (int s = 0; s < 2; ++s)
         for (int i = 0; i < kStrip; ++i) products[s][at + i] = out[s][i] * x.steps[0];
     }
