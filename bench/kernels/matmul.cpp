@@ -94,8 +94,8 @@ class Weights {
     return to.data();
   }
 
-  /// Reads all that was written. Until then every line that is read drives one out of the last
-  /// cache that is still to be written to memory: with 480 MB of cache one row of int8 took a
+  /// Reads the codes that were written. Until then every line that is read drives one out of the
+  /// last cache that is still to be written to memory: with 480 MB of cache one row of int8 took a
   /// thread 1.4 times as long.
   void settle(std::size_t bytes) const {
     unsigned sum = 0;

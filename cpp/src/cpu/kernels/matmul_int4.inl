@@ -335,10 +335,10 @@ struct PreparedX4 {
 
 #if defined(__AVX512F__)
 
-/// In how many outputs of [begin, end) the first of two streams goes, from begin on; the second
-/// goes in as many behind those. 0: one row of x is not worth two. Two streams near each other are
-/// slower than one (Granite Rapids, two threads, GB/s of a loop written to compare them: one stream
-/// 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
+/// How many outputs of [begin, end) each of two streams reads, the first from begin on, the second
+/// right behind those; what is left over is read as one stream. 0: all of it is. Two streams near
+/// each other are slower than one (Granite Rapids, two threads, GB/s of a loop written to compare
+/// them: one stream 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
 inline int streams_apart(const MatmulArgs& a, int begin, int end) {
   constexpr ptrdiff_t kLeastBytes = 64 << 10;
   if (a.two_ahead.l1 == 0 || a.rows > 1) return 0;
