@@ -86,14 +86,16 @@ inline __m512i four_digits(const int8_t* p) {
   return _mm512_set1_epi32(dword);
 }
 
-/// What group g adds to the products of a strip with rows of x.
+/// What the next group of a strip adds to its products with rows of x, of which x is that group.
 template <int RX>
-inline __attribute__((always_inline)) void add_group(const Strip& strip, int g, const FixedGroup* x,
+inline __attribute__((always_inline)) void add_group(Strip& strip, const FixedGroup* x,
                                                      ptrdiff_t xs, StreamAhead ahead,
                                                      f32v (&sums)[RX]) {
   const __m512i nibble = _mm512_set1_epi8(15);
-  const unsigned char* codes = strip.codes + (ptrdiff_t)g * kGroupBytes4;
-  const f16* scales = strip.scales + (ptrdiff_t)g * kStrip;
+  const unsigned char* codes = strip.codes;
+  const f16* scales = strip.scales;
+  strip.codes += kGroupBytes4;
+  strip.scales += kStrip;
   ask_ahead(scales, {ahead.l2 / 8, 0});
   __m512i even[kLines4], odd[kLines4];
 #pragma GCC unroll 4
@@ -107,7 +109,7 @@ inline __attribute__((always_inline)) void add_group(const Strip& strip, int g, 
   const f32v scale = load(scales);
 #pragma GCC unroll 4
   for (int m = 0; m < RX; ++m) {
-    const FixedGroup& xg = x[m * xs + g];
+    const FixedGroup& xg = x[m * xs];
     __m512i t[kDigits4] = {};
     t[kDigits4 - 1] = _mm512_set1_epi32(xg.excess);
 #pragma GCC unroll 4
@@ -126,21 +128,21 @@ inline __attribute__((always_inline)) void add_group(const Strip& strip, int g, 
 
 /// products [RX][kStrip] of one strip.
 template <int RX>
-void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t xs,
-                 StreamAhead ahead, float* products) {
+void strip_fixed(Strip strip, int groups, const FixedGroup* x, ptrdiff_t xs, StreamAhead ahead,
+                 float* products) {
   f32v sums[RX] = {};
-  for (int g = 0; g < groups; ++g) add_group<RX>(strip, g, x, xs, ahead, sums);
+  for (int g = 0; g < groups; ++g) add_group<RX>(strip, x + g, xs, ahead, sums);
 #pragma GCC unroll 4
   for (int m = 0; m < RX; ++m) store(products + m * kStrip, sums[m]);
 }
 
 /// products [strip][kStrip] of two strips that are read by turns, with one row of x.
-inline void two_strips_fixed(const Strip (&strips)[2], int groups, const FixedGroup* x,
-                             StreamAhead ahead, float (&products)[2][kStrip]) {
+inline void two_strips_fixed(Strip (&strips)[2], int groups, const FixedGroup* x, StreamAhead ahead,
+                             float (&products)[2][kStrip]) {
   f32v sums[2][1] = {};
   for (int g = 0; g < groups; ++g)
 #pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], g, x, 0, ahead, sums[s]);
+    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], x + g, 0, ahead, sums[s]);
   for (int s = 0; s < 2; ++s) store(products[s], sums[s][0]);
 }
 
@@ -354,8 +356,8 @@ inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin
     for (int s = 0; s < 2; ++s) ask_operands(a, j + s * apart);
     for (int at = 0; at < kOutBlock; at += kStrip) {
       float out[2][kStrip];
-      two_strips_fixed({strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)},
-                       groups_of(a), x.fixed, a.two_ahead, out);
+      Strip strips[2] = {strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)};
+      two_strips_fixed(strips, groups_of(a), x.fixed, a.two_ahead, out);
       for (int s = 0; s < 2; ++s)
         for (int i = 0; i < kStrip; ++i) products[s][at + i] = out[s][i] * x.steps[0];
     }
