@@ -105,9 +105,14 @@ inline __attribute__((always_inline)) f32v fixed_row(const MatmulArgs& a, int ro
     sums.step(w, x);
   }
   if (k < n) {
+    // x has zeros past the end of a row, so that what follows there in W need not be cut off.
+    const ptrdiff_t codes = (a.out - 1) * a.row_bytes + a.in;
     unsigned char tail[C::kInputs] = {};
-    __builtin_memcpy(tail, w, (size_t)(n - k));
-    sums.step(tail, x);
+    if (w + C::kInputs > (const unsigned char*)a.w + codes) {
+      __builtin_memcpy(tail, w, (size_t)(n - k));
+      w = tail;
+    }
+    sums.step(w, x);
   }
   return sums.lanes();
 }
