@@ -19,7 +19,10 @@ import sys
 from pathlib import Path
 
 PREFIX = "kernels_"  # cpp/src/cpu/kernels_avx2.cpp defines wkv::cpu::kernels_avx2
-OTHERS = {"vector_passes_avx2": "wkv::detail::kAvx2Passes"}  # of the sampler
+OTHERS = {  # of the sampler
+    "vector_passes_avx2": "wkv::detail::kAvx2Passes",
+    "vector_passes_avx512": "wkv::detail::kAvx512Passes",
+}
 
 
 def external_symbols(path: Path) -> list[tuple[str, str]]:

@@ -238,15 +238,21 @@ TEST_CASE("Sampler: probabilities equal the slow definition") {
   std::mt19937 random(11);
   // Sixteenths, so that there are many equal logits, or a continuum; few or many; flat or peaked.
   for (int round = 0; round < 1500; ++round) {
-    const bool peaked = round % 10 == 5;  // few of many chunks matter: another way through
-    const std::size_t n = peaked ? 5000 : round % 10 == 0 ? 1500 : 2 + random() % 60;
+    // Few of many tokens are likely, which is another way through; one in 500 may be too few for
+    // top_p, which is a third. Whole chunks are read where they lie.
+    const bool peaked = round % 10 == 5;
+    const std::size_t n = peaked            ? (round % 4 == 1 ? 5120 : 5000)
+                          : round % 10 == 0 ? 1500
+                                            : 2 + random() % 60;
     std::normal_distribution<double> normal(0, round % 3 == 0 ? 1 : 4);
     std::vector<float> logits(n);
     for (float& x : logits) {
       x = static_cast<float>(normal(random));
       if (round % 2 == 0) x = std::round(x * 16) / 16;
     }
-    for (std::size_t i = 300; peaked && i < n; ++i) logits[i] -= 12;
+    const std::size_t every = round % 7 < 3 ? 40 : 500;
+    for (std::size_t i = 0; peaked && i < n; ++i)
+      if (i % every != 7) logits[i] -= 8;
     const auto one_of = [&](std::initializer_list<double> values) {
       return values.begin()[random() % values.size()];
     };
@@ -341,7 +347,8 @@ TEST_CASE("Vector passes: the same bits whatever the width") {
 #if defined(__x86_64__)
   if (!__builtin_cpu_supports("avx2")) return;
   const auto& narrow = wkv::detail::kGenericPasses;
-  const auto& wide = wkv::detail::kAvx2Passes;
+  std::vector<const wkv::detail::VectorPasses*> all_wide{&wkv::detail::kAvx2Passes};
+  if (__builtin_cpu_supports("avx512f")) all_wide.push_back(&wkv::detail::kAvx512Passes);
   constexpr std::size_t kSize = 8 * wkv::detail::kChunk;
   std::mt19937 random(5);
   std::normal_distribution<float> normal(-20, 20);
@@ -350,35 +357,46 @@ TEST_CASE("Vector passes: the same bits whatever the width") {
   x[3] = -std::numeric_limits<float>::infinity();
   struct Result {
     std::vector<float> maxima = std::vector<float>(8), e, nearness, kept;
-    std::vector<double> sums = std::vector<double>(8), moments = sums, kept_sums = sums;
+    std::vector<double> sums = std::vector<double>(8), moments = sums, kept_sums = sums,
+                        sums_alone = sums;
     double above[4];
-    std::vector<std::uint32_t> ids;
+    std::vector<std::uint32_t> ids, first_ids;
   };
   const auto run = [&](const wkv::detail::VectorPasses& passes) {
     Result r;
     r.e = r.nearness = x;
     CHECK(passes.chunk_maxima(x.data(), kSize, r.maxima.data()));
     passes.exp(x.data(), kSize, 0.5f, 1.3f, r.e.data(), r.sums.data());
+    passes.exp_sums(x.data(), kSize, 0.5f, 1.3f, r.sums_alone.data());
     passes.moment(r.e.data(), x.data(), kSize, 0.5f, r.moments.data());
     passes.nearness(x.data(), kSize, -1.3f, 0.7f, r.nearness.data());
     r.kept = r.e;
     passes.keep_above(r.kept.data(), x.data(), kSize, -9.0f, r.kept_sums.data());
     passes.mass_above(x.data(), r.e.data(), kSize, {-1.0f, -9.0f, -20.0f, -90.0f}, r.above);
     r.ids.resize(kSize);
-    r.ids.resize(passes.collect(x.data(), kSize, -9.0f, -8.5f, r.ids.data()));
+    r.ids.resize(passes.collect(x.data(), kSize, -9.0f, -8.5f, kSize, r.ids.data()));
+    constexpr std::size_t kMost = 20;
+    r.first_ids.resize(kMost + 16);
+    r.first_ids.resize(passes.collect(x.data(), kSize, -9.0f, -1.0f, kMost, r.first_ids.data()));
+    CHECK(r.first_ids.size() > kMost);
     return r;
   };
   const Result r = run(narrow);
-  const Result w = run(wide);
-  CHECK(r.maxima == w.maxima);
-  CHECK(r.e == w.e);
-  CHECK(r.nearness == w.nearness);
-  CHECK(r.ids == w.ids);
-  CHECK(std::equal(r.above, r.above + 4, w.above));
-  CHECK(r.kept == w.kept);
-  CHECK(r.sums == w.sums);
-  CHECK(r.moments == w.moments);
-  CHECK(r.kept_sums == w.kept_sums);
+  CHECK(r.sums_alone == r.sums);
+  for (const auto* wide : all_wide) {
+    const Result w = run(*wide);
+    CHECK(r.maxima == w.maxima);
+    CHECK(r.e == w.e);
+    CHECK(r.nearness == w.nearness);
+    CHECK(r.ids == w.ids);
+    CHECK(r.first_ids == w.first_ids);
+    CHECK(std::equal(r.above, r.above + 4, w.above));
+    CHECK(r.kept == w.kept);
+    CHECK(r.sums == w.sums);
+    CHECK(r.sums == w.sums_alone);
+    CHECK(r.moments == w.moments);
+    CHECK(r.kept_sums == w.kept_sums);
+  }
   for (std::size_t i = 0; i < kSize; ++i) {
     const double a = static_cast<double>((x[i] - 0.5f) * 1.3f);
     CHECK(std::abs(r.e[i] - std::exp(a)) <= (a > -87 ? 2e-7 * std::exp(a) : 2e-38));
@@ -388,8 +406,13 @@ TEST_CASE("Vector passes: the same bits whatever the width") {
   }
   CHECK(r.above[1] == doctest::Approx(std::accumulate(r.kept.begin(), r.kept.end(), 0.0)));
   CHECK(std::is_sorted(r.ids.begin(), r.ids.end()));
+  std::vector<std::uint32_t> wanted;
+  for (std::uint32_t i = 0; i < kSize && wanted.size() < r.first_ids.size(); ++i)
+    if (x[i] >= -9 && x[i] < -1) wanted.push_back(i);
+  CHECK(r.first_ids == wanted);
   x[2000] = std::numeric_limits<float>::quiet_NaN();
-  for (const auto* passes : {&narrow, &wide}) {
+  all_wide.push_back(&narrow);
+  for (const auto* passes : all_wide) {
     std::vector<float> maxima(8);
     CHECK_FALSE(passes->chunk_maxima(x.data(), kSize, maxima.data()));
   }

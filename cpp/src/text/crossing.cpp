@@ -34,11 +34,11 @@ Crossing find_crossing_dense(const VectorPasses& passes, const float* keys, cons
     if (try_from == 1) return {};  // all there is does not reach it
     try_from = try_from > 40u << 23 ? try_from - (40u << 23) : 1;
   }
-  ids.resize(size);
-  ids.resize(
-      passes.collect(keys, size, std::bit_cast<float>(low), std::bit_cast<float>(end), ids.data()));
+  if (ids.size() < size) ids.resize(size);
+  const std::size_t count = passes.collect(keys, size, std::bit_cast<float>(low),
+                                           std::bit_cast<float>(end), size, ids.data());
   return find_crossing(
-      ids.size(), [&](std::size_t i) { return descending_key(keys[ids[i]]); },
+      count, [&](std::size_t i) { return descending_key(keys[ids[i]]); },
       [&](std::size_t i) { return double{masses[ids[i]]}; }, bound, strict, scratch, above_end,
       true);
 }

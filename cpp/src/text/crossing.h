@@ -78,7 +78,8 @@ Crossing find_crossing(std::size_t n, const Key& key, const Mass& mass, double b
 /// The same over whole vectors whose keys are floats in [0, 1], the largest first; `size` is whole
 /// chunks, and padding has no mass. Result.key is descending_key() of the key. Narrows the place
 /// down by sums above four keys at a time, in vector passes, until few items are between two: three
-/// times as fast as find_crossing where there are thousands above the crossing.
+/// times as fast as find_crossing where there are thousands above the crossing. `ids` and `scratch`
+/// are memory to reuse.
 Crossing find_crossing_dense(const VectorPasses& passes, const float* keys, const float* masses,
                              std::size_t size, double bound, bool strict,
                              std::vector<std::uint32_t>& ids, std::vector<std::uint32_t>& scratch);

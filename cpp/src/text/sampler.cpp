@@ -74,12 +74,21 @@ void apply_adjustments(const SamplerImpl& s, std::span<const float> logits, floa
   }
 }
 
+/// Whether step 1 leaves logits as they are.
+bool unadjusted(const SamplerImpl& s) noexcept {
+  const SamplingParams& p = s.params;
+  return p.bias.empty() && p.ban.empty() &&
+         (s.counts.empty() || (p.presence_penalty == 0 && p.frequency_penalty == 0));
+}
+
 const Distribution& distribute(SamplerImpl& s, std::span<const float> logits) {
+  if (!logits.empty() && logits.size() % kChunk == 0 && unadjusted(s))
+    return s.selection.run(logits.data(), logits.size(), s.params);
   const std::size_t size = (logits.size() + kChunk - 1) / kChunk * kChunk;
   s.x.resize(size);
   std::fill(s.x.begin() + static_cast<std::ptrdiff_t>(logits.size()), s.x.end(), -kInf);
   apply_adjustments(s, logits, s.x.data());
-  return s.selection.run(s.x, logits.size(), s.params);
+  return s.selection.run(s.x.data(), logits.size(), s.params);
 }
 
 void check_size(std::span<const float> logits, std::span<float> out) {

@@ -1,9 +1,12 @@
 #include "text/selection.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 
 #include "core/check.h"
 #include "text/crossing.h"
@@ -32,11 +35,10 @@ Token Distribution::pick(double target) const noexcept {
   return id(i);
 }
 
-const Distribution& Selection::run(const std::vector<float>& x, std::size_t vocab,
-                                   const SamplingParams& p) {
-  x_ = x.data();
+const Distribution& Selection::run(const float* x, std::size_t vocab, const SamplingParams& p) {
+  x_ = x;
   vocab_ = vocab;
-  has_exp_ = false;
+  has_total_ = has_exp_ = false;
   listed_ = false;
   range_.reset();
   trim_.reset();
@@ -55,18 +57,20 @@ const Distribution& Selection::run(const std::vector<float>& x, std::size_t voca
   if (has_top_k) cut_top_k(static_cast<std::size_t>(p.top_k), p.variant);
   if (p.top_a > 0) {
     // p_max = 1 / total, and p < limit means e < limit * total.
-    compute_exp();
+    compute_total();
     raise(p.top_a * exp_double(-p.top_a_power * log_double(total_)) * total_);
   }
   if (p.min_p > 0) raise(p.min_p);
   // Top-p measures by the sum of all tokens, in v1 of those left.
-  if (p.top_p < 1 && !v1) compute_exp();
+  if (p.top_p < 1 && !v1) compute_total();
   // Where many stay and the steps to come are the same for a vector as for a list, a bound on the
   // vector does: listing half of 65536 takes 0.3 ms, and masking them 0.01.
   const bool needs_list = v1 || p.typical < 1 || p.variant == SamplerVariant::v7 || has_top_k;
   if (bound_ > -kInf && (needs_list || few_above(bound_))) list_above_bound();
-  if (p.typical < 1 || p.top_p < 1) compute_exp();
-  if (p.typical < 1) cut_typical(p.typical, p.top_p >= 1);
+  if (p.typical < 1) {
+    compute_exp();
+    cut_typical(p.typical, p.top_p >= 1);
+  }
   if (p.top_p < 1) cut_top_p(p);
   weigh(p.temperature);
   return result_;
@@ -95,6 +99,33 @@ void Selection::take_greedy() {
   result_.total = 1;
 }
 
+// What most text draws from: above e^-8 of the largest are few of 65536 tokens.
+float Selection::likely() const noexcept { return static_cast<float>(max_ - 8 / scale_); }
+
+// Whether a sixteenth of the tokens or more are likely, by a sixteenth of the chunks.
+bool Selection::many_likely() const {
+  std::array<std::uint32_t, kChunk> ids;
+  std::size_t seen = 0, hits = 0;
+  for (std::size_t chunk = 0; chunk < maxima_.size(); chunk += 16) {
+    seen += kChunk;
+    if (maxima_[chunk] < likely()) continue;
+    hits += passes_.collect(x_ + chunk * kChunk, kChunk, likely(), kInf, kChunk, ids.data());
+  }
+  return hits * 16 > seen;
+}
+
+// The sum of e of all tokens, and e itself if cut_top_p() will want that of all. What is not stored
+// need not come from memory, where reading weights has left it.
+void Selection::compute_total() {
+  if (has_total_) return;
+  if (many_likely()) return compute_exp();
+  has_total_ = true;
+  const std::size_t size = whole_chunks(vocab_);
+  sums_.resize(size / kChunk);
+  passes_.exp_sums(x_, size, max_, scale_, sums_.data());
+  total_ = std::accumulate(sums_.begin(), sums_.end(), 0.0);
+}
+
 // Computes e of all tokens, or of those left if a list has them already.
 void Selection::compute_exp() {
   if (has_exp_) return;
@@ -111,10 +142,10 @@ void Selection::compute_exp() {
     for (std::size_t i = 0; i < ids_.size(); ++i) e_[ids_[i]] = result_.weights[i];
     return;
   }
+  has_total_ = true;
   sums_.resize(size / kChunk);
   passes_.exp(x_, size, max_, scale_, e_.data(), sums_.data());
-  total_ = 0;
-  for (const double sum : sums_) total_ += sum;
+  total_ = std::accumulate(sums_.begin(), sums_.end(), 0.0);
 }
 
 // Raises the bound to the logits whose e is `share`; the largest logit always stays.
@@ -166,6 +197,17 @@ void Selection::list_above_bound() {
     }
   }
   listed_ = true;
+}
+
+// Lists the likely ones of the survivors, unless they are more than a sixteenth of all.
+bool Selection::list_likely() {
+  const std::size_t size = whole_chunks(vocab_), most = vocab_ / 16;
+  ids_.resize(std::min(most + 16, size));
+  const std::size_t count =
+      passes_.collect(x_, size, std::max(bound_, likely()), kInf, most, ids_.data());
+  listed_ = count <= most;
+  if (listed_) ids_.resize(count);
+  return listed_;
 }
 
 double Selection::mass_left() const noexcept {
@@ -244,30 +286,29 @@ void Selection::cut_typical(double mass, bool last) {
 void Selection::cut_top_p(const SamplingParams& p) {
   const bool v1 = p.variant == SamplerVariant::v1;
   const bool strict = v1 || p.variant == SamplerVariant::v2;
+  if (listed_)
+    compute_exp();
+  else
+    compute_total();
   const double whole = v1 ? mass_left() : total_;
   const double bound = p.top_p * whole;
-  const float* const e = e_.data();
   // Keep e > x_limit; as a float, e >= x_least.
   const double x_limit = p.top_p_x > 0 ? p.top_p_x * whole : double{kInf};
   auto x_least = static_cast<float>(x_limit);
   if (x_least <= x_limit) x_least = std::nextafter(x_least, kInf);
 
   Crossing found;
-  if (!listed_) {
-    // Most text needs few of 65536 tokens: look among those above e^-8 first, if few chunks have
-    // such.
-    const auto likely = static_cast<float>(max_ - 8 / scale_);
-    if (x_limit > 4e-4 && few_above(likely)) {
-      const float bound_before = bound_;
-      bound_ = std::max(bound_, likely);
-      list_above_bound();
-      found = cross(e, bound, strict);
-      listed_ = found.found;
-      bound_ = bound_before;
-    }
+  if (!listed_ && !has_exp_ && x_limit > 4e-4 && list_likely()) {
+    compute_exp();
+    found = cross(e_.data(), bound, strict);
+    listed_ = has_exp_ = found.found;
   }
-  if (!found.found) found = cross(e, bound, strict);
+  if (!found.found) {
+    compute_exp();
+    found = cross(e_.data(), bound, strict);
+  }
   if (!found.found) return;
+  const float* const e = e_.data();
 
   const float cutoff = from_descending_key(found.key);
   const bool trims = p.variant == SamplerVariant::v7 && p.top_p > 0 && p.top_p_x == 0;
@@ -296,7 +337,7 @@ void Selection::weigh(double temperature) {
   const std::size_t size = whole_chunks(vocab_);
   result_.ids.clear();
   if (has_exp_ && scale == scale_) {
-    result_.weights = e_;
+    std::swap(result_.weights, e_);  // the last that needs them, but for keys of range_
     result_.sums = sums_;
   } else {
     result_.weights.resize(size);

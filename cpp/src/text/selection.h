@@ -31,7 +31,7 @@ class Selection {
  public:
   /// `x` are `vocab` logits and -infinity up to whole chunks. The result lives until the next call.
   /// Throws Error(invalid_argument) for NaN, +infinity, or nothing above -infinity.
-  const Distribution& run(const std::vector<float>& x, std::size_t vocab, const SamplingParams& p);
+  const Distribution& run(const float* x, std::size_t vocab, const SamplingParams& p);
 
  private:
   /// Of the tokens that equal a cutoff, in ascending order: which stay. By default all.
@@ -60,11 +60,15 @@ class Selection {
 
   void find_max();
   void take_greedy();
+  void compute_total();
   void compute_exp();
   void raise(double share);
   void cut_top_k(std::size_t k, SamplerVariant variant);
   bool few_above(float bound) const noexcept;
   void list_above_bound();
+  float likely() const noexcept;
+  bool many_likely() const;
+  bool list_likely();
   void cut_typical(double mass, bool last);
   void cut_top_p(const SamplingParams& p);
   double mass_left() const noexcept;
@@ -81,6 +85,7 @@ class Selection {
   float max_ = 0;
   float scale_ = 1;             ///< of the logits in step 2
   std::vector<float> maxima_;   ///< of x, per chunk
+  bool has_total_ = false;      ///< whether sums_ and total_ are computed
   bool has_exp_ = false;        ///< whether e_ is computed, of the survivors at least
   std::vector<float> e_;        ///< exp((x - max) scale): probabilities up to a factor
   std::vector<double> sums_;    ///< of e_, per chunk

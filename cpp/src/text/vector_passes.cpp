@@ -11,12 +11,14 @@ constexpr size_t kLanes = 4;  // what every x86-64 has
 namespace wkv::detail {
 
 const VectorPasses kGenericPasses = {
-    chunk_maxima, exp_pass, moment, nearness, mass_above, collect, keep_above,
+    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
 };
 
 const VectorPasses& vector_passes() noexcept {
 #if defined(__x86_64__)
   static const bool avx2 = __builtin_cpu_supports("avx2");
+  static const bool avx512 = __builtin_cpu_supports("avx512f");
+  if (avx512) return kAvx512Passes;
   if (avx2) return kAvx2Passes;
 #endif
   return kGenericPasses;

@@ -1,6 +1,6 @@
 // Passes over a whole vector of logits. Bit for bit the same results on every machine: each
 // operation is one that IEEE 754 rounds in one way, in an order that does not depend on the width
-// of a vector register. So the faster of two versions may be chosen freely.
+// of a vector register. So the fastest version may be chosen freely.
 #pragma once
 
 #include <stddef.h>
@@ -19,6 +19,9 @@ struct VectorPasses {
   /// 0 below e^-87. x[i] <= offset, scale > 0. sums[i] = the sum of a chunk of out. `out` may be x.
   void (*exp)(const float* x, size_t size, float offset, float scale, float* out, double* sums);
 
+  /// The sums of exp() alone.
+  void (*exp_sums)(const float* x, size_t size, float offset, float scale, double* sums);
+
   /// sums[i] = the sum of weights[j] * (x[j] - offset) over a chunk, where weights[j] > 0.
   void (*moment)(const float* weights, const float* x, size_t size, float offset, double* sums);
 
@@ -29,18 +32,22 @@ struct VectorPasses {
   void (*mass_above)(const float* keys, const float* masses, size_t size, const float (&bounds)[4],
                      double (&sums)[4]);
 
-  /// Writes each i with low <= keys[i] < end to ids, ascending; returns their number.
-  size_t (*collect)(const float* keys, size_t size, float low, float end, uint32_t* ids);
+  /// Writes each i with low <= keys[i] < end to ids, ascending; returns their number. Where that is
+  /// above `most` it stops, with most + 1 or more; ids has room for most + 16 or, if that is less,
+  /// for `size`.
+  size_t (*collect)(const float* keys, size_t size, float low, float end, size_t most,
+                    uint32_t* ids);
 
   /// values[i] = 0 where keys[i] < low. sums[i] = the sum of a chunk of values.
   void (*keep_above)(float* values, const float* keys, size_t size, float low, double* sums);
 };
 
-/// For any processor, and with AVX2 (x86-64 alone).
+/// For any processor, with AVX2 and with AVX-512 (both x86-64 alone).
 extern const VectorPasses kGenericPasses;
 extern const VectorPasses kAvx2Passes;
+extern const VectorPasses kAvx512Passes;
 
-/// The faster one that this processor runs.
+/// The fastest one that this processor runs.
 const VectorPasses& vector_passes() noexcept;
 
 }  // namespace wkv::detail

@@ -2,6 +2,9 @@
 // instruction set, each of which says -ffp-contract=off; no STL, so that no inline function of a
 // library is compiled for a processor that the program may not run on.
 #include <stdint.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #include "text/vector_passes.h"
 
@@ -72,19 +75,29 @@ bool chunk_maxima(const float* x, size_t size, float* maxima) {
   return any == 0;
 }
 
-void exp_pass(const float* x, size_t size, float offset, float scale, float* out, double* sums) {
+template <bool kStore>
+inline void exp_chunks(const float* x, size_t size, float offset, float scale, float* out,
+                       double* sums) {
   for (size_t i = 0; i < size; i += kChunk) {
     Floats sum[kGroup] = {};
     for (size_t j = i; j < i + kChunk; j += 16) {
       for (size_t g = 0; g < kGroup; ++g) {
         const size_t at = j + g * kLanes;
         const Floats e = exp_nonpositive((load(x + at) - offset) * scale);
-        store(out + at, e);
+        if constexpr (kStore) store(out + at, e);
         sum[g] += e;
       }
     }
     sums[i / kChunk] = sum_lanes(sum);
   }
+}
+
+void exp_pass(const float* x, size_t size, float offset, float scale, float* out, double* sums) {
+  exp_chunks<true>(x, size, offset, scale, out, sums);
+}
+
+void exp_sums(const float* x, size_t size, float offset, float scale, double* sums) {
+  exp_chunks<false>(x, size, offset, scale, nullptr, sums);
 }
 
 void moment(const float* weights, const float* x, size_t size, float offset, double* sums) {
@@ -125,22 +138,30 @@ void mass_above(const float* keys, const float* masses, size_t size, const float
   }
 }
 
-size_t collect(const float* keys, size_t size, float low, float end, uint32_t* ids) {
+/// A bit for each lane, which is 0 or -1.
+inline uint32_t bits_of(Ints lanes) {
+#if defined(__AVX512F__)
+  return _mm512_cmplt_epi32_mask((__m512i)lanes, _mm512_setzero_si512());
+#elif defined(__AVX2__)
+  return (uint32_t)_mm256_movemask_ps((__m256)lanes);
+#elif defined(__SSE2__)
+  return (uint32_t)_mm_movemask_ps((__m128)lanes);
+#else
+  uint32_t bits = 0;
+  for (size_t lane = 0; lane < kLanes; ++lane) bits |= (uint32_t)(lanes[lane] & 1) << lane;
+  return bits;
+#endif
+}
+
+size_t collect(const float* keys, size_t size, float low, float end, size_t most, uint32_t* ids) {
   size_t count = 0;
-  for (size_t i = 0; i < size; i += 16) {
-    Ints any = {};
-    for (size_t j = i; j < i + 16; j += kLanes) {
-      const Floats key = load(keys + j);
-      any |= (key >= low) & (key < end);
+  for (size_t i = 0; i < size && count <= most; i += 16) {
+    uint32_t hits = 0;
+    for (size_t g = 0; g < kGroup; ++g) {
+      const Floats key = load(keys + i + g * kLanes);
+      hits |= bits_of((key >= low) & (key < end)) << (g * kLanes);
     }
-    uint64_t words[kLanes / 2];
-    __builtin_memcpy(words, &any, sizeof any);
-    uint64_t hit = 0;
-    for (const uint64_t word : words) hit |= word;
-    if (hit == 0) continue;
-    for (size_t j = i; j < i + 16; ++j) {
-      if (keys[j] >= low && keys[j] < end) ids[count++] = (uint32_t)j;
-    }
+    for (; hits != 0; hits &= hits - 1) ids[count++] = (uint32_t)i + (uint32_t)__builtin_ctz(hits);
   }
   return count;
 }

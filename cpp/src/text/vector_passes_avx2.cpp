@@ -11,7 +11,7 @@ constexpr size_t kLanes = 8;
 namespace wkv::detail {
 
 const VectorPasses kAvx2Passes = {
-    chunk_maxima, exp_pass, moment, nearness, mass_above, collect, keep_above,
+    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
 };
 
 }  // namespace wkv::detail
