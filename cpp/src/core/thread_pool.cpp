@@ -2,8 +2,8 @@
 // answers in a cache line of its own with a plain store, and the caller reads those lines. Two
 // threads on one socket need about 0.3 us; a condition variable needs about 80.
 //
-// Workers spin for kSpinMicroseconds after a run, longer than the pauses inside a token, then sleep
-// in the kernel. Nobody spins when there are more threads than CPUs they may use: a spinning thread
+// Workers spin for kSpin after a run, longer than the pauses inside a token and between two, then
+// sleep in the kernel. Nobody spins when there are more threads than CPUs they may use: a spinning thread
 // would only keep the one it waits for from running.
 //
 // An index belongs to one worker, but whoever claims it for an epoch first executes it. A caller
@@ -35,7 +35,7 @@ namespace wkv {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kSpin = std::chrono::microseconds(100);
+constexpr auto kSpin = std::chrono::microseconds(250);
 
 std::atomic<std::uint32_t> fork_generation{0};
 
