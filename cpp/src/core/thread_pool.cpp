@@ -3,8 +3,8 @@
 // threads on one socket need about 0.3 us; a condition variable needs about 80.
 //
 // Workers spin for kSpin after a run, longer than the pauses inside a token and between two, then
-// sleep in the kernel. Nobody spins when there are more threads than CPUs they may use: a spinning thread
-// would only keep the one it waits for from running.
+// sleep in the kernel. Nobody spins when there are more threads than CPUs they may use: a spinning
+// thread would only keep the one it waits for from running.
 //
 // An index belongs to one worker, but whoever claims it for an epoch first executes it. A caller
 // that is done takes those whose worker has not come yet: other programs may keep it from its CPU
