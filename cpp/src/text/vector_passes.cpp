@@ -10,9 +10,7 @@ constexpr size_t kLanes = 4;  // what every x86-64 has
 
 namespace wkv::detail {
 
-const VectorPasses kGenericPasses = {
-    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
-};
+const VectorPasses kGenericPasses = kPasses;
 
 const VectorPasses& vector_passes() noexcept {
 #if defined(__x86_64__)

@@ -182,5 +182,9 @@ void keep_above(float* values, const float* keys, size_t size, float low, double
   }
 }
 
+constexpr VectorPasses kPasses = {
+    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
+};
+
 }  // namespace
 }  // namespace wkv::detail

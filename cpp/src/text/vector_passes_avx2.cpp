@@ -10,8 +10,6 @@ constexpr size_t kLanes = 8;
 
 namespace wkv::detail {
 
-const VectorPasses kAvx2Passes = {
-    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
-};
+const VectorPasses kAvx2Passes = kPasses;
 
 }  // namespace wkv::detail

@@ -10,8 +10,6 @@ constexpr size_t kLanes = 16;
 
 namespace wkv::detail {
 
-const VectorPasses kAvx512Passes = {
-    chunk_maxima, exp_pass, exp_sums, moment, nearness, mass_above, collect, keep_above,
-};
+const VectorPasses kAvx512Passes = kPasses;
 
 }  // namespace wkv::detail
