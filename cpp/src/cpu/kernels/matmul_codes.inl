@@ -8,20 +8,50 @@
 namespace wkv::cpu {
 namespace {
 
-/// The line at `p` is asked for so far ahead of its use.
-inline __attribute__((always_inline)) void ask_ahead(const void* p, StreamAhead ahead) {
-  if (ahead.l2 != 0) __builtin_prefetch((const char*)p + ahead.l2, 0, 2);
-  if (ahead.l1 != 0) __builtin_prefetch((const char*)p + ahead.l1, 0, 3);
+/// Asks for the line at `p` so far ahead of its use. Which of both distances there are is part of
+/// the type, so that no line costs a test.
+template <bool kL2, bool kL1>
+struct Ask {
+  static constexpr bool kNothing = !kL2 && !kL1;
+  StreamAhead ahead;
+
+  inline __attribute__((always_inline)) void operator()(const void* p) const {
+    if constexpr (kL2) __builtin_prefetch((const char*)p + ahead.l2, 0, 2);
+    if constexpr (kL1) __builtin_prefetch((const char*)p + ahead.l1, 0, 3);
+  }
+  /// For what is an eighth of the bytes that the other call is for.
+  inline __attribute__((always_inline)) void eighth(const void* p) const {
+    if constexpr (kL2) __builtin_prefetch((const char*)p + ahead.l2 / 8, 0, 2);
+  }
+};
+using AskNothing = Ask<false, false>;
+
+/// f(Ask) for `ahead`.
+template <class F>
+inline __attribute__((always_inline)) void with_ask(StreamAhead ahead, F f) {
+  if (ahead.l2 != 0 && ahead.l1 != 0)
+    f(Ask<true, true>{ahead});
+  else if (ahead.l2 != 0)
+    f(Ask<true, false>{ahead});
+  else if (ahead.l1 != 0)
+    f(Ask<false, true>{ahead});
+  else
+    f(AskNothing{});
 }
 
+/// kLinesAsked: lines of a stream that are asked for together. Granite Rapids, times as fast as
+/// GCC's order of a step: one line bf16 1.02, fp16 1.00, fp32 0.98; two 0.96, 0.91 and 1.01; four
+/// lines, fp32, 0.98.
 struct CodecF32 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 2;  // 1/4 input per byte
+  static constexpr int kLinesAsked = 2;
   static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const float*)p + v * W); }
 };
 
 struct CodecF16 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 4;
+  static constexpr int kLinesAsked = 1;
   static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const f16*)p + v * W); }
 };
@@ -29,6 +59,7 @@ struct CodecF16 {
 /// A dword is two elements; shift and mask are cheaper than widening.
 struct CodecBF16 {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 4;
+  static constexpr int kLinesAsked = 1;
   static void order(f32v* x) {
     split_pairs(x[0], x[1], &x[0], &x[1]);
     split_pairs(x[2], x[3], &x[2], &x[3]);
@@ -43,6 +74,7 @@ struct CodecBF16 {
 template <class Code>
 struct CodecByte {
   static constexpr int kVectors = 4, kInputsPerByteX8 = 8;
+  static constexpr int kLinesAsked = 1;
   static void order(f32v*) {}
   static f32v get(const unsigned char* p, int v) { return load((const Code*)p + v * W); }
 };

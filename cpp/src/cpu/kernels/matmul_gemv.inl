@@ -43,12 +43,23 @@ struct Accumulators {
   static constexpr int kChains = RW * RX >= 6 ? 1 : RW * RX >= 3 ? 2 : 4;
   f32v sums[RX][RW][kChains] = {};
 
-  /// One step of every row, or its first `kVectors` vectors.
-  template <int kVectors = C::kVectors>
+  /// One step of every row, or its first `kVectors` vectors. Lines of a stream (RW = 1) are asked
+  /// for ahead right before as many are read.
+  template <int kVectors = C::kVectors, class Asking = AskNothing>
   inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
-                                                  const float* x, ptrdiff_t xs) {
+                                                  const float* x, ptrdiff_t xs, Asking ask = {}) {
+    constexpr int kOfALine = C::kVectors * 64 / (kStepBytes<C> < 64 ? 64 : kStepBytes<C>);
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
+      if constexpr (!Asking::kNothing)
+        if (v % (kOfALine * C::kLinesAsked) == 0) {
+          // GCC would ask for all of a step at its beginning.
+          if constexpr (kStepBytes<C> > 64 * C::kLinesAsked) asm volatile("" ::: "memory");
+#pragma GCC unroll 2
+          for (int line = 0; line < C::kLinesAsked; ++line)
+            if (v + line * kOfALine < kVectors) ask(rows[0] + (v / kOfALine + line) * 64);
+          if constexpr (kStepBytes<C> > 64 * C::kLinesAsked) asm volatile("" ::: "memory");
+        }
       f32v xv[RX];
 #pragma GCC unroll 8
       for (int m = 0; m < RX; ++m) xv[m] = load(x + m * xs + v * W);
@@ -69,37 +80,41 @@ struct Accumulators {
 };
 
 /// Products of rows [row, row + RW) of W and RX rows of x, `xs` apart, lane by lane: [x row][weight
-/// row].
-template <class C, int RW, int RX>
+/// row]. `ask`: for a single row of W; of several, each is followed RW rows below.
+template <class C, int RW, int RX, class Asking>
 inline __attribute__((always_inline)) void tile_lanes(const MatmulArgs& a, int row, const float* x,
-                                                      ptrdiff_t xs, f32v* lanes) {
+                                                      ptrdiff_t xs, Asking ask, f32v* lanes) {
   Accumulators<C, RW, RX> acc;
   const unsigned char* rows[RW];
 #pragma GCC unroll 4
   for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes;
-  // A row of a single stream runs into the next one; of several, each is followed RW rows below.
-  const StreamAhead ahead = RW == 1 ? a.ahead : StreamAhead{RW * a.row_bytes, 0};
+  const int in = a.in;  // outlives what tells GCC that memory has changed
+  const Ask<true, false> ask_below{{RW * a.row_bytes, 0}};
   int k = 0;
-  for (; k + kStep<C> <= a.in; k += kStep<C>, x += kStep<C>) {
+  for (; k + kStep<C> <= in; k += kStep<C>, x += kStep<C>) {
+    if constexpr (RW == 1) {
+      acc.step(rows, x, xs, ask);
+    } else {
 #pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r)
+      for (int r = 0; r < RW; ++r)
 #pragma GCC unroll 4
-      for (int line = 0; line < kStepBytes<C>; line += 64) ask_ahead(rows[r] + line, ahead);
-    acc.step(rows, x, xs);
+        for (int line = 0; line < kStepBytes<C>; line += 64) ask_below(rows[r] + line);
+      acc.step(rows, x, xs);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;
   }
   constexpr int kHalf = kStep<C> / 2;  // 32 inputs with AVX-512: the rank of v7's smallest factors
-  if (k + kHalf <= a.in) {
+  if (k + kHalf <= in) {
     acc.template step<C::kVectors / 2>(rows, x, xs);
     k += kHalf, x += kHalf;
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C> / 2;
   }
-  if (k < a.in) {
+  if (k < in) {
     unsigned char tail[RW][kStepBytes<C> / 2] = {};
     for (int r = 0; r < RW; ++r) {
-      __builtin_memcpy(tail[r], rows[r], (size_t)((a.in - k) * 8 / C::kInputsPerByteX8));
+      __builtin_memcpy(tail[r], rows[r], (size_t)((in - k) * 8 / C::kInputsPerByteX8));
       rows[r] = tail[r];
     }
     acc.template step<C::kVectors / 2>(rows, x, xs);
@@ -115,7 +130,7 @@ template <class C, int RW, int RX>
 void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
               ptrdiff_t products_stride) {
   f32v lanes[RX * RW];
-  tile_lanes<C, RW, RX>(a, row, x, xs, lanes);
+  tile_lanes<C, RW, RX>(a, row, x, xs, AskNothing{}, lanes);
   float totals[RX * RW];
   sum_each(lanes, RX * RW, totals);
 #pragma GCC unroll 8
@@ -124,11 +139,14 @@ void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float*
     for (int r = 0; r < RW; ++r) products[m * products_stride + r] = totals[m * RW + r];
 }
 
-/// One row of x and `n` rows of W, one after the other.
+/// One row of x and `n` rows of W, one after the other: a single stream, whose rows run into the
+/// next.
 template <class C>
 void dot_stream(const MatmulArgs& a, int row, int n, const float* x, float* products) {
   f32v lanes[kOutBlock];
-  for (int r = 0; r < n; ++r) tile_lanes<C, 1, 1>(a, row + r, x, 0, lanes + r);
+  with_ask(a.ahead, [&](auto ask) {
+    for (int r = 0; r < n; ++r) tile_lanes<C, 1, 1>(a, row + r, x, 0, ask, lanes + r);
+  });
   sum_each(lanes, n, products);
 }
 

@@ -26,9 +26,9 @@ struct FixedGroup {
 constexpr float kWeights[8] = {1.0f,     0x1p-4f,  0x1p-8f,  0x1p-12f,
                                0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
-/// products [RX][kStrip] of one strip with rows of x as floats, `xs` apart. A code is masked where
-/// it stands and converted there, 16^i times its worth, which is taken out of x: three operations,
-/// all exact.
+/// products [RX][kOutBlock] of one strip with rows of x as floats, `xs` apart. A code is masked
+/// where it stands and converted there, 16^i times its worth, which is taken out of x: three
+/// operations, all exact.
 template <int RX>
 void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, StreamAhead ahead,
                   float* products) {
@@ -37,9 +37,10 @@ void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, 
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip, x += kGroupFloats) {
-    ask_ahead(scales, {ahead.l2 / 8, 0});
-#pragma GCC unroll 4
-    for (int line = 0; line < kLines4; ++line) ask_ahead(codes + line * kLineBytes4, ahead);
+    with_ask(ahead, [&](auto ask) {
+      ask.eighth(scales);
+      for (int line = 0; line < kLines4; ++line) ask(codes + line * kLineBytes4);
+    });
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       f32v part[RX];
@@ -62,7 +63,7 @@ void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, 
     }
   }
   for (int m = 0; m < RX; ++m)
-    for (int v = 0; v < kVectors; ++v) store(products + m * kStrip + v * W, sums[m][v]);
+    for (int v = 0; v < kVectors; ++v) store(products + m * kOutBlock + v * W, sums[m][v]);
 }
 
 #if defined(__AVX512F__)
@@ -87,21 +88,20 @@ inline __m512i four_digits(const int8_t* p) {
 }
 
 /// What the next group of a strip adds to its products with rows of x, of which x is that group.
-template <int RX>
+template <int RX, class Asking>
 inline __attribute__((always_inline)) void add_group(Strip& strip, const FixedGroup* x,
-                                                     ptrdiff_t xs, StreamAhead ahead,
-                                                     f32v (&sums)[RX]) {
+                                                     ptrdiff_t xs, Asking ask, f32v (&sums)[RX]) {
   const __m512i nibble = _mm512_set1_epi8(15);
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   strip.codes += kGroupBytes4;
   strip.scales += kStrip;
-  ask_ahead(scales, {ahead.l2 / 8, 0});
+  ask.eighth(scales);
   __m512i even[kLines4], odd[kLines4];
 #pragma GCC unroll 4
   for (int line = 0; line < kLines4; ++line) {
     const unsigned char* at = codes + line * kLineBytes4;
-    ask_ahead(at, ahead);
+    ask(at);
     const __m512i pairs = _mm512_loadu_si512(at);
     even[line] = _mm512_and_si512(pairs, nibble);
     odd[line] = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
@@ -126,24 +126,25 @@ inline __attribute__((always_inline)) void add_group(Strip& strip, const FixedGr
   }
 }
 
-/// products [RX][kStrip] of one strip.
-template <int RX>
-void strip_fixed(Strip strip, int groups, const FixedGroup* x, ptrdiff_t xs, StreamAhead ahead,
-                 float* products) {
+/// products [RX][kOutBlock] of one strip. `steps`: of the rows of x.
+template <int RX, class Asking>
+void strip_fixed(Strip strip, int groups, const FixedGroup* x, ptrdiff_t xs, const float* steps,
+                 Asking ask, float* products) {
   f32v sums[RX] = {};
-  for (int g = 0; g < groups; ++g) add_group<RX>(strip, x + g, xs, ahead, sums);
+  for (int g = 0; g < groups; ++g) add_group<RX>(strip, x + g, xs, ask, sums);
 #pragma GCC unroll 4
-  for (int m = 0; m < RX; ++m) store(products + m * kStrip, sums[m]);
+  for (int m = 0; m < RX; ++m) store(products + m * kOutBlock, sums[m] * steps[m]);
 }
 
-/// products [strip][kStrip] of two strips that are read by turns, with one row of x.
-inline void two_strips_fixed(Strip (&strips)[2], int groups, const FixedGroup* x, StreamAhead ahead,
-                             float (&products)[2][kStrip]) {
+/// products [strip][kOutBlock] of two strips that are read by turns, with one row of x.
+template <class Asking>
+inline void two_strips_fixed(Strip (&strips)[2], int groups, const FixedGroup* x, float step,
+                             Asking ask, float* products) {
   f32v sums[2][1] = {};
   for (int g = 0; g < groups; ++g)
 #pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], x + g, 0, ahead, sums[s]);
-  for (int s = 0; s < 2; ++s) store(products[s], sums[s][0]);
+    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], x + g, 0, ask, sums[s]);
+  for (int s = 0; s < 2; ++s) store(products + s * kOutBlock, sums[s][0] * step);
 }
 
 #elif defined(__AVX2__)
@@ -184,9 +185,9 @@ inline __m256i four_digits(const int8_t* p) {
   return _mm256_set1_epi32(dword);
 }
 
-template <int RX>
-void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, StreamAhead ahead,
-                 float* products) {
+template <int RX, class Asking>
+void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, const float* steps,
+                 Asking ask, float* products) {
   static_assert(RX == 1);  // more find no registers
   const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i one = _mm256_set1_epi16(1), base = _mm256_set1_epi16(256);
@@ -194,7 +195,7 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
   for (int g = 0; g < groups; ++g, ++x, codes += kGroupBytes4, scales += kStrip) {
-    ask_ahead(scales, {ahead.l2 / 8, 0});
+    ask.eighth(scales);
     // Eight times two products of at most 15 * 128 stay below 2^15.
     __m256i t[2][kDigits4];
 #pragma GCC unroll 2
@@ -204,7 +205,7 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
 #pragma GCC unroll 4
     for (int line = 0; line < kLines4; ++line) {
       const unsigned char* at = codes + line * kLineBytes4;
-      ask_ahead(at, ahead);
+      ask(at);
       __m256i x_even[kDigits4], x_odd[kDigits4];
 #pragma GCC unroll 4
       for (int d = 0; d < kDigits4; ++d) {
@@ -236,8 +237,8 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
                     load(scales + half * W);
     }
   }
-  store(products, sums[0]);
-  store(products + W, sums[1]);
+  store(products, sums[0] * *steps);
+  store(products + W, sums[1] * *steps);
 }
 
 #endif
@@ -316,22 +317,18 @@ struct PreparedX4 {
   template <int RX>
   void multiply(const MatmulArgs& a, [[maybe_unused]] bool is_fixed, int strip, int first, int at) {
     const int groups = groups_of(a);
-    float out[RX * kStrip];
     const Strip s = strip_at(a, strip);
+    float* to = products + first * kOutBlock + at;
 #if defined(__AVX2__)
     if (is_fixed) {
-      strip_fixed<RX>(s, groups, fixed + (ptrdiff_t)first * groups, groups, a.ahead, out);
-      for (int m = 0; m < RX; ++m)
-        for (int j = 0; j < kStrip; ++j) out[m * kStrip + j] *= steps[first + m];
-    } else
-#endif
-    {
-      const ptrdiff_t xs = (ptrdiff_t)groups * kGroupFloats;
-      strip_floats<RX>(s, groups, floats + first * xs, xs, a.ahead, out);
+      const FixedGroup* x = fixed + (ptrdiff_t)first * groups;
+      with_ask(a.ahead,
+               [&](auto ask) { strip_fixed<RX>(s, groups, x, groups, steps + first, ask, to); });
+      return;
     }
-    for (int m = 0; m < RX; ++m)
-      __builtin_memcpy(products + (first + m) * kOutBlock + at, out + m * kStrip,
-                       kStrip * sizeof(float));
+#endif
+    const ptrdiff_t xs = (ptrdiff_t)groups * kGroupFloats;
+    strip_floats<RX>(s, groups, floats + first * xs, xs, a.ahead, to);
   }
 };
 
@@ -355,11 +352,10 @@ inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin
     float products[2][kOutBlock];
     for (int s = 0; s < 2; ++s) ask_operands(a, j + s * apart);
     for (int at = 0; at < kOutBlock; at += kStrip) {
-      float out[2][kStrip];
       Strip strips[2] = {strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)};
-      two_strips_fixed(strips, groups_of(a), x.fixed, a.two_ahead, out);
-      for (int s = 0; s < 2; ++s)
-        for (int i = 0; i < kStrip; ++i) products[s][at + i] = out[s][i] * x.steps[0];
+      with_ask(a.two_ahead, [&](auto ask) {
+        two_strips_fixed(strips, groups_of(a), x.fixed, x.steps[0], ask, products[0] + at);
+      });
     }
     for (int s = 0; s < 2; ++s)
       store_outputs(a, x.sums[0], products[s], 0, j + s * apart, j + s * apart + kOutBlock);
