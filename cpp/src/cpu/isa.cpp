@@ -226,8 +226,10 @@ StreamAhead stream_ahead(int type) noexcept {
   // alone, 25.9 with 8 and 3; fp32 25.2, 27.2 and 29.1 of 25.3; int8 as well with 8 and 0.75 as
   // with anything. Granite Rapids, of 34: int8 27.3 with 8 and 0.75, 28.4 with 6 and 3; bf16 26.4
   // with 8 and 3, 28.9 with 4 and 2, 29.3 with 6 and 3; fp16 30.3 and 30.7 with the last two; fp32
-  // 26.4 with 4 and 2, 28.0 with 4 and 3, 25.1 with 6 and 3; tokens of v7:24x1024 by turns, from 4
-  // and 3 on: 5.5 and 4 KiB 1.02 and 1.03 times as fast, 5.5 and 3.5 KiB 0.90.
+  // 26.4 with 4 and 2, 28.0 with 4 and 3, 25.1 with 6 and 3. Times as fast as 5.5 and 4 KiB for
+  // fp32 and 6 and 3 for others, every second token of one process: fp32 1.00 to 1.01 with 6
+  // and 4.5; bf16 1.00 to 1.02 with 5 and 2.5; fp16 1.01 with 6 and 3.75; int8 0.98 with 5 and 3,
+  // 0.92 with 4 and 3, 0.97 with 8 and 4.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
 #if WKV_X86
@@ -240,7 +242,11 @@ StreamAhead stream_ahead(int type) noexcept {
     return zen5 ? StreamAhead{0, 2048} : kNone;
   }
   static const bool granite_rapids = is_granite_rapids();
-  if (granite_rapids) return type == kWeightF32 ? StreamAhead{5632, 4096} : StreamAhead{6144, 3072};
+  if (granite_rapids) {
+    if (type == kWeightF32) return {6144, 4608};
+    if (type == kWeightF16) return {6144, 3840};
+    return type == kWeightBF16 ? StreamAhead{5120, 2560} : StreamAhead{6144, 3072};
+  }
   if (codes) return kCodes;
   if (amd) return type == kWeightF32 ? kNone : StreamAhead{0, 1024};
   if (__builtin_cpu_supports("avx512f")) return {8192, 3072};
