@@ -82,6 +82,15 @@ class Guarded {
   Buffer all_;
 };
 
+cpu::WeightType type_named(const std::string& type) {
+  static constexpr std::pair<const char*, cpu::WeightType> kTypes[] = {
+      {"fp32", cpu::kWeightF32}, {"fp16", cpu::kWeightF16}, {"bf16", cpu::kWeightBF16},
+      {"int8", cpu::kWeightI8},  {"mm8", cpu::kWeightU8},   {"int4", cpu::kWeightI4}};
+  for (const auto& [name, code] : kTypes)
+    if (type == name) return code;
+  fail(ErrorCode::internal, "[test] there is no weight type '", type, "'");
+}
+
 /// y [rows, out] = x W^T by the gemm that the table chooses, its scratch and packed x of exactly
 /// the sizes it asks for. x and y are inside wider memory; outputs in ranges of `range`. int4
 /// weights that are not input-major come in strips, with their number of outputs.
@@ -90,12 +99,8 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
                const std::optional<Array>& in_scale, const std::optional<Array>& out_scale,
                const std::optional<py::array>& group_scale, float zero, int range, int out) {
   const cpu::MatmulKernels& kernels = table_named(isa).matmul;
-  static constexpr std::pair<const char*, cpu::WeightType> kTypes[] = {
-      {"fp32", cpu::kWeightF32}, {"fp16", cpu::kWeightF16}, {"bf16", cpu::kWeightBF16},
-      {"int8", cpu::kWeightI8},  {"mm8", cpu::kWeightU8},   {"int4", cpu::kWeightI4}};
   cpu::MatmulArgs a{};
-  for (const auto& [name, code] : kTypes)
-    if (type == name) a.type = code;
+  a.type = type_named(type);
   a.precision = static_cast<int>(parse_matmul_precision(precision));
   a.input_major = input_major;
   a.rows = static_cast<int>(x.shape(0));
@@ -148,23 +153,25 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
   return py::make_tuple(y, narrow != nullptr);
 }
 
-/// y [out] = W x of one row and int4 weights in strips, read in so many streams.
-Array int4_row(const std::string& isa, const Array& x, const py::array& codes,
-               const py::array& group_scale, int out, int streams) {
+/// y [out] = W x of one row, by gemv. Weights are asked for `ahead` bytes before their use, into L2
+/// and into L1; int4 lies in strips, which two streams read if `two_ahead` is not 0.
+Array gemv_row(const std::string& isa, const Array& x, const py::array& codes,
+               const std::string& type, int out, std::pair<int, int> ahead, int two_ahead,
+               const std::optional<py::array>& group_scale) {
   const cpu::MatmulKernels& kernels = table_named(isa).matmul;
   cpu::MatmulArgs a{};
-  a.type = cpu::kWeightI4;
+  a.type = type_named(type);
   a.rows = 1;
   a.in = static_cast<int>(x.shape(0));
   a.out = out;
   a.row_bytes = codes.nbytes() / codes.shape(0);
   a.w = codes.data();
-  a.scales.group_scale = group_scale.data();
+  if (group_scale) a.scales.group_scale = group_scale->data();
   a.x = x.data();
   Guarded y(static_cast<std::size_t>(out) * sizeof(float));
   a.y = reinterpret_cast<float*>(y.data());
-  a.ahead = {4096, 2048};
-  if (streams == 2) a.two_ahead = {0, 2048};
+  a.ahead = {ahead.first, ahead.second};
+  a.two_ahead = {0, two_ahead};
   a.segment = cpu::kSegment;
   Guarded scratch((kernels.gemv_scratch(a) + 63) / 64 * 64);
   kernels.gemv_prepare(a, scratch.data());
@@ -203,8 +210,8 @@ void bind_gemm(py::module_& m) {
         arg("input_major") = false, arg("in_scale") = py::none(), arg("out_scale") = py::none(),
         arg("group_scale") = py::none(), arg("zero") = 0.0f, arg("range") = 1 << 30,
         arg("out") = 0);
-  m.def("int4_row", &int4_row, arg("isa"), arg("x"), arg("codes"), arg("group_scale"), arg("out"),
-        arg("streams"));
+  m.def("gemv_row", &gemv_row, arg("isa"), arg("x"), arg("codes"), arg("type"), arg("out"),
+        arg("ahead"), arg("two_ahead") = 0, arg("group_scale") = py::none());
 }
 
 }  // namespace wkv::test

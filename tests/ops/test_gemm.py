@@ -141,6 +141,9 @@ def test_few_rows_are_exact(target: Target, dtype: str, more_rows: int) -> None:
             np.testing.assert_array_equal(other, got[0])
 
 
+AHEAD = [(4096, 2048), (4096, 0), (0, 2048), (0, 0)]  # bytes into L2 and into L1
+
+
 @each_target
 @pytest.mark.parametrize("out", [127, 128, 200, 333])
 def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
@@ -151,17 +154,42 @@ def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
     scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
     held, by_group = strips((q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8), scales)
     x = rng.standard_normal(inner).astype(np.float32)
-    one, two = (
-        load_ops().int4_row(target.isa, x, held, by_group, out, streams) for streams in (1, 2)
-    )
-    np.testing.assert_array_equal(one, two)
+
+    def row(ahead: tuple[int, int], two_ahead: int) -> F32:
+        y = load_ops().gemv_row(target.isa, x, held, "int4", out, ahead, two_ahead, by_group)
+        return np.asarray(y)
+
+    one = row(AHEAD[0], 0)
     w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
     check(one[None, :], x[None, :], w)
+    for ahead in AHEAD:
+        for two_ahead in (0, 2048):
+            np.testing.assert_array_equal(row(ahead, two_ahead), one)
     x[7] = np.inf  # no fixed point
-    one, two = (
-        load_ops().int4_row(target.isa, x, held, by_group, out, streams) for streams in (1, 2)
-    )
-    np.testing.assert_array_equal(one, two)
+    one = row(AHEAD[0], 0)
+    for ahead in AHEAD:
+        np.testing.assert_array_equal(row(ahead, 2048), one)
+
+
+@each_target
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8"])
+def test_a_row_has_the_same_bits_whatever_is_asked_for_ahead(target: Target, dtype: str) -> None:
+    """Rows of 511 and 512 inputs, of one segment and of several, whose last is a piece."""
+    rng = np.random.default_rng(11)
+    for out, inner in ((35, 65), (33, 511), (33, 512), (4, 4096), (33, 4100), (3, 12345)):
+        x = rng.standard_normal(inner).astype(np.float32)
+        if dtype in ("int8", "mm8"):
+            least, most = (-127, 127) if dtype == "int8" else (0, 255)
+            w = rng.integers(least, most, (out, inner), endpoint=True)
+            w = w.astype(np.int8 if dtype == "int8" else np.uint8)
+            decoded = w.astype(np.float64)
+        else:
+            w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+            decoded = values(w, dtype)
+        got = [load_ops().gemv_row(target.isa, x, w, dtype, out, ahead) for ahead in AHEAD]
+        check(got[0][None, :], x[None, :], decoded)
+        for other in got[1:]:
+            np.testing.assert_array_equal(other, got[0])
 
 
 @each_target
