@@ -44,21 +44,23 @@ struct Accumulators {
   f32v sums[RX][RW][kChains] = {};
 
   /// One step of every row, or its first `kVectors` vectors. Lines of a stream (RW = 1) are asked
-  /// for ahead right before as many are read.
+  /// for ahead right before as many are read; into one cache alone, all of a step at once.
   template <int kVectors = C::kVectors, class Asking = AskNothing>
   inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW],
                                                   const float* x, ptrdiff_t xs, Asking ask = {}) {
-    constexpr int kOfALine = C::kVectors * 64 / (kStepBytes<C> < 64 ? 64 : kStepBytes<C>);
+    constexpr int kLines = kStepBytes<C> < 64 ? 1 : kStepBytes<C> / 64;
+    constexpr int kOfALine = C::kVectors / kLines;
+    constexpr bool kInParts = Asking::kTwice && C::kLinesAsked < kLines;
+    constexpr int kTogether = kInParts ? C::kLinesAsked : kLines;
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (!Asking::kNothing)
-        if (v % (kOfALine * C::kLinesAsked) == 0) {
+        if (v % (kOfALine * kTogether) == 0) {
           // GCC would ask for all of a step at its beginning.
-          if constexpr (kStepBytes<C> > 64 * C::kLinesAsked) asm volatile("" ::: "memory");
-#pragma GCC unroll 2
-          for (int line = 0; line < C::kLinesAsked; ++line)
-            if (v + line * kOfALine < kVectors) ask(rows[0] + (v / kOfALine + line) * 64);
-          if constexpr (kStepBytes<C> > 64 * C::kLinesAsked) asm volatile("" ::: "memory");
+          if constexpr (kInParts) asm volatile("" ::: "memory");
+#pragma GCC unroll 4
+          for (int line = 0; line < kTogether; ++line) ask(rows[0] + (v / kOfALine + line) * 64);
+          if constexpr (kInParts) asm volatile("" ::: "memory");
         }
       f32v xv[RX];
 #pragma GCC unroll 8
