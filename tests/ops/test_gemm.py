@@ -190,6 +190,11 @@ def test_a_row_has_the_same_bits_whatever_is_asked_for_ahead(target: Target, dty
         check(got[0][None, :], x[None, :], decoded)
         for other in got[1:]:
             np.testing.assert_array_equal(other, got[0])
+        x[7] = np.inf  # codes are multiplied as floats then
+        got = [load_ops().gemv_row(target.isa, x, w, dtype, out, ahead) for ahead in AHEAD]
+        assert not np.isfinite(got[0]).all()
+        for other in got[1:]:
+            np.testing.assert_array_equal(other, got[0])
 
 
 @each_target
