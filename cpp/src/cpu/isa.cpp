@@ -227,8 +227,8 @@ StreamAhead stream_ahead(int type) noexcept {
   // with anything. Granite Rapids, of 34: int8 27.3 with 8 and 0.75, 28.4 with 6 and 3; bf16 26.4
   // with 8 and 3, 28.9 with 4 and 2, 29.3 with 6 and 3; fp16 30.3 and 30.7 with the last two; fp32
   // 26.4 with 4 and 2, 28.0 with 4 and 3, 25.1 with 6 and 3. Times as fast as 5.5 and 4 KiB for
-  // fp32 and 6 and 3 for others, every second token of one process: fp32 1.00 to 1.01 with 6
-  // and 4.5; bf16 1.00 to 1.02 with 5 and 2.5; fp16 1.01 with 6 and 3.75; int8 0.98 with 5 and 3,
+  // fp32 and 6 and 3 for others, two tokens each by turns: fp32 1.00 to 1.01 with 6 and 4.5;
+  // bf16 1.00 to 1.02 with 5 and 2.5; fp16 1.01 with 6 and 3.75; int8 0.98 with 5 and 3,
   // 0.92 with 4 and 3, 0.97 with 8 and 4.
   constexpr StreamAhead kNone{0, 0}, kCodes{8192, 768};
   const bool codes = type == kWeightI8 || type == kWeightU8 || type == kWeightI4;
