@@ -30,7 +30,8 @@ TARGETS = cpu_targets()
 each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 PRECISIONS = ["auto", "exact", "fast", "w8a8"]
 # Tiles of 16 rows and of 32 or 64 inputs, panels of 32 outputs, blocks of 256, 512 or 1024 inputs,
-# bands of 1024 or 2048, groups of 256 outputs, chunks of 256 rows: one less, as many, one more.
+# bands of 1024 or 2048, groups of 256 to 1024 outputs, chunks of 256 rows: one less, as many, one
+# more.
 ROWS = [1, 15, 16, 17, 31, 33, 47, 255, 257, 299]
 SHAPES = [(1, 1), (15, 31), (17, 33), (33, 63), (95, 65), (129, 255), (31, 513), (257, 131)]
 SHAPES += [(33, 2049), (289, 1025)]
@@ -100,6 +101,24 @@ def test_codes(target: Target, dtype: str, precision: str) -> None:
                 step = code_rounding(x.astype(np.float64) * in_scale, used)
                 scale += step * middle / tolerance
             assert_close(y, x.astype(np.float64) @ w.T, tolerance, scale=scale)
+
+
+@pytest.mark.parametrize("target", [t for t in TARGETS if t.isa in AMX], ids=str)
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
+@pytest.mark.parametrize(("rows", "out", "inner"), [(129, 1093, 2080), (140, 600, 4097)])
+def test_wide_groups(target: Target, dtype: str, rows: int, out: int, inner: int) -> None:
+    """x that leaves L2 between two groups of outputs, of which there is more than one."""
+    rng = np.random.default_rng(11)
+    x = rng.standard_normal((rows, inner)).astype(np.float32)
+    if dtype == "int8":
+        q = rng.integers(-127, 127, (out, inner), endpoint=True).astype(np.int8)
+        y = gemm(target, "fast", x, q, dtype)
+        step = code_rounding(x.astype(np.float64), digits(target, dtype, rows, "fast"))
+        check(y, x, q.astype(np.float64), more=step * np.abs(q.astype(np.float64)).sum(axis=1))
+    else:
+        w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+        y = gemm(target, "fast", x, w, dtype)
+        check(y, x, values(w, dtype), error=rounding(target, dtype, rows, "fast"))
 
 
 def strips(codes: NDArray[np.uint8], scales: NDArray[np.float16]) -> tuple[Any, Any]:

@@ -34,65 +34,74 @@ inline __attribute__((always_inline)) void ask_operands(const MatmulArgs& a, int
   }
 }
 
+/// The end of most products of a prompt: little is left to do.
+struct ShortEnd {
+  /// Whether that is all.
+  static bool of(const MatmulArgs& a) {
+    const MatmulEpilogue& e = a.epilogue;
+    return !needs_sums(a.scales) && !a.scales.out_offset && !e.bias && !e.gate && !e.add &&
+           (e.act == kActNone || e.act == kActReluSquared);
+  }
+  template <bool kScaled, bool kRelu, bool kAdd>
+  static void store_vectors(const float* products, const float* scale, float* y, int n) {
+    const auto one = [=](int j) __attribute__((always_inline)) {
+      f32v p = load(products + j);
+      if constexpr (kScaled) p *= load(scale + j);
+      if constexpr (kRelu) p = relu_squared(p);
+      if constexpr (kAdd) p += load(y + j);
+      store(y + j, p);
+    };
+    int j = 0;
+    for (; j + 4 * W <= n; j += 4 * W) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) one(j + i * W);
+    }
+    for (; j < n; j += W) one(j);
+  }
+  template <bool kScaled, bool kRelu>
+  static void store_vectors(bool add, const float* products, const float* scale, float* y, int n) {
+    if (add)
+      store_vectors<kScaled, kRelu, true>(products, scale, y, n);
+    else
+      store_vectors<kScaled, kRelu, false>(products, scale, y, n);
+  }
+  /// `n` outputs, whole vectors, from output j of a row of y on.
+  static void store_vectors(const MatmulArgs& a, const float* products, float* y, int j, int n) {
+    const float* scale = a.scales.out_scale ? a.scales.out_scale + j : nullptr;
+    const bool add = a.epilogue.accumulate, relu = a.epilogue.act == kActReluSquared;
+    if (scale)
+      relu ? store_vectors<true, true>(add, products, scale, y + j, n)
+           : store_vectors<true, false>(add, products, scale, y + j, n);
+    else
+      relu ? store_vectors<false, true>(add, products, scale, y + j, n)
+           : store_vectors<false, false>(add, products, scale, y + j, n);
+  }
+};
+
 /// Outputs [begin, end) of one row; products[0] belongs to output `begin`.
 inline void store_outputs(const MatmulArgs& a, const RowSums& sums, const float* products,
                           ptrdiff_t row, int begin, int end) {
+  const MatmulEpilogue& e = a.epilogue;
   float* y = a.y + row * a.y_stride;
-  for (int j = begin; j < end; j += W) {
+  int j = begin;
+  if (ShortEnd::of(a)) {
+    const int n = (end - begin) / W * W;
+    ShortEnd::store_vectors(a, products, y, begin, n);
+    j += n;
+  }
+  for (; j < end; j += W) {
     const int n = end - j < W ? end - j : W;
     const f32v p = n < W ? load_part(products + j - begin, n) : load(products + j - begin);
     f32v r = finish(a, sums, p, row, j, n);
     if (n < W) {
-      if (a.epilogue.accumulate) r += load_part(y + j, n);
+      if (e.accumulate) r += load_part(y + j, n);
       store_part(y + j, r, n);
     } else {
-      if (a.epilogue.accumulate) r += load(y + j);
+      if (e.accumulate) r += load(y + j);
       store(y + j, r);
     }
   }
 }
-
-/// The same for a vector of outputs, all of which exist, of many rows: what belongs to the outputs
-/// is read once. Not by way of finish(): shared, its operands cost 3 to 7 % of the instructions of
-/// a prompt in fp16 with AVX2.
-class OutputsEnd {
- public:
-  OutputsEnd(const MatmulArgs& a, int j) : a_(a), j_(j), sums_(needs_sums(a.scales)) {
-    if (a.scales.out_scale) scale_ = load(a.scales.out_scale + j);
-    if (a.scales.out_offset) offset_ = load(a.scales.out_offset + j);
-    if (a.epilogue.bias) bias_ = load(a.epilogue.bias + j);
-  }
-
-  /// Whether store_row<false>() knows the activation; the others are too long to repeat per row.
-  bool plain() const { return a_.epilogue.act == kActNone || a_.epilogue.act == kActReluSquared; }
-
-  /// Called, it takes 4 % of a bf16 product of 256 rows on AMX more.
-  template <bool AnyAct>
-  __attribute__((always_inline)) void store_row(const RowSums& sums, f32v p, ptrdiff_t row) const {
-    const MatmulScales& s = a_.scales;
-    const MatmulEpilogue& e = a_.epilogue;
-    if (sums_) p -= s.zero * sums.scaled;
-    if (s.out_scale) p *= scale_;
-    if (s.out_offset) p += offset_ * sums.plain;
-    if (sums_) p += sums.offset;
-    if (e.bias) p += bias_;
-    if constexpr (AnyAct)
-      p = apply(e.act, p);
-    else if (e.act == kActReluSquared)
-      p = relu_squared(p);
-    if (e.gate) p *= load(e.gate + row * e.gate_stride + j_);
-    if (e.add) p += load(e.add + row * e.add_stride + j_);
-    float* y = a_.y + row * a_.y_stride + j_;
-    if (e.accumulate) p += load(y);
-    store(y, p);
-  }
-
- private:
-  const MatmulArgs& a_;
-  const int j_;
-  const bool sums_;
-  f32v scale_{}, offset_{}, bias_{};
-};
 
 }  // namespace
 }  // namespace wkv::cpu

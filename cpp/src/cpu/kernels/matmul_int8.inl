@@ -138,8 +138,9 @@ struct Codes {
   using Row = CodeRow;
   static constexpr int kInputs = 64;  // of a tile
   static constexpr bool kSumsPerPart = true;
-  static constexpr int kMiddle = Unit::kSigned ? 0 : 128;      // of the codes in the panel
-  static constexpr size_t kSpareBytes = kGroup * sizeof(int);  // sums of the codes of each output
+  static constexpr int kMiddle = Unit::kSigned ? 0 : 128;  // of the codes in the panel
+  static constexpr size_t kSpareBytes =
+      Unit::kMaxGroup * sizeof(int);  // sums of the codes of each output
 
   static int x_parts(const MatmulArgs& a) { return digits_of(a); }
   static int w_parts(const MatmulArgs&) { return 1; }
@@ -270,6 +271,7 @@ struct Codes {
 struct VnniUnit {
   static constexpr bool kTurned = false, kSigned = false;
   static constexpr int kShift = 3;
+  static constexpr int kMaxGroup = 256;
   static void begin() {}
   static void end() {}
 

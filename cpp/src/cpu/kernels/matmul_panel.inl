@@ -10,7 +10,7 @@ constexpr int kCols = 2 * W;
 constexpr int kDepth = 128;  // 256 are 1 % faster and lose up to twice as much in sums of one sign
 
 /// v[i][j] <-> v[j][i]
-inline void transpose(f32v (&v)[W]) {
+inline __attribute__((always_inline)) void transpose(f32v (&v)[W]) {
 #if defined(__AVX512F__)
   f32v t[16];
 #pragma GCC unroll 8

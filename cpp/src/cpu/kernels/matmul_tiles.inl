@@ -27,7 +27,6 @@ constexpr ptrdiff_t kTileBytes = kRows * kRowBytes;
 constexpr int kPanelCols = 32;
 constexpr ptrdiff_t kPanelRowBytes = kPanelCols * 4;      // a dword of inputs of every output
 constexpr ptrdiff_t kStepBytes = kRows * kPanelRowBytes;  // of a panel
-constexpr int kGroup = 256;  // outputs, whose sums wait in L2 for the next band: 256 KiB
 constexpr int kChunkRows = 256;
 constexpr int kBandSteps = 32;  // of all parts: of 256 rows 512 KiB; 64 are up to 8 % slower
 constexpr int kMinRows = 16;    // fewer rows are computed in fp32, or as `exact` says
@@ -172,7 +171,7 @@ struct Plan {
   ptrdiff_t part_bytes() const { return kStepBytes << l.shift; }
   ptrdiff_t panel_bytes() const { return w_parts * part_bytes(); }
   ptrdiff_t panel_sums() const { return l.tiles * sums_per_tile * kStepBytes; }
-  ptrdiff_t sum_bytes() const { return kGroup / kPanelCols * panel_sums(); }
+  ptrdiff_t sum_bytes(int group) const { return group / kPanelCols * panel_sums(); }
 };
 
 template <class Family>
@@ -188,7 +187,18 @@ Plan plan_of(const MatmulArgs& a) {
 template <class Family>
 size_t scratch(const MatmulArgs& a) {
   const Plan p = plan_of<Family>(a);
-  return (size_t)(p.panel_bytes() + p.sum_bytes()) + Family::kSpareBytes;
+  return (size_t)(p.panel_bytes() + p.sum_bytes(Family::Unit::kMaxGroup)) + Family::kSpareBytes;
+}
+
+/// Outputs of `outputs` whose sums wait in L2 for the next band: of 256 rows 256 KiB. If x of all
+/// bands does not stay in L2 meanwhile, more of them, so that fewer groups bring it from L3.
+template <class Family>
+int group_of(const Layout& l, int outputs) {
+  constexpr int kLeast = 256, kMost = Family::Unit::kMaxGroup;
+  constexpr ptrdiff_t kStays = 512 << 10;
+  if (l.chunk_rows < 128 || l.chunk_bytes() <= kStays) return kLeast;
+  const int group = outputs <= kMost || l.chunk_bytes() > 2 * kStays ? kMost : kMost / 2;
+  return group > kLeast ? group : kLeast;
 }
 
 /// A panel of outputs and a block of inputs.
@@ -203,14 +213,14 @@ template <class Family>
 struct Stages {
   const MatmulArgs& a;
   const Layout& l;
-  int begin, end;
+  int group_outputs, begin, end;
 
   /// The panels of the outputs behind `end` follow the last chunk: this thread is likely to take
   /// them next. No columns where there are none.
   Stage stage(int chunk, int group, int band, int panel, int block) const {
     Stage s = {chunk, group, band, panel, block, 0, 0, 0, 0, 0};
     const bool inside = chunk < l.chunks;
-    s.j = (inside ? begin + group % groups() * kGroup : end) + panel * kPanelCols;
+    s.j = (inside ? begin + group % groups() * group_outputs : end) + panel * kPanelCols;
     const int left = (inside ? end : a.out) - s.j;
     s.columns = left < 0 ? 0 : left < kPanelCols ? left : kPanelCols;
     s.k0 = (block << l.shift) * Family::kInputs;
@@ -227,7 +237,7 @@ struct Stages {
     return stage(s.chunk, s.group, s.band, s.panel, s.block + 1);
   }
   bool ends_group(const Stage& s) const {
-    return (s.panel + 1) * kPanelCols == kGroup || s.j + kPanelCols >= end;
+    return (s.panel + 1) * kPanelCols == group_outputs || s.j + kPanelCols >= end;
   }
   /// The first block of the next panel.
   Stage panel_after(const Stage& s) const {
@@ -244,7 +254,7 @@ struct Stages {
     const int k0 = (first << l.shift) * Family::kInputs;
     return PanelAhead::of(a, s.j, s.columns, k0, depth_of(k0, steps));
   }
-  int groups() const { return (end - begin + kGroup - 1) / kGroup; }
+  int groups() const { return (end - begin + group_outputs - 1) / group_outputs; }
 };
 
 /// For lane i of a square the value that belongs to its lane, or the one of all of its lanes. Lanes
@@ -267,51 +277,41 @@ struct Square {
   const void* spare;
 };
 
-/// Outputs of `n` rows of a tile, 16 of a panel from output j on, of which `columns` exist.
+/// The products of a tile of rows and of 16 outputs, a row of x after the other.
 template <class Family>
-void finish_square(const MatmulArgs& a, const typename Family::Row* known,
-                   const typename Family::TileRows& rows, const Square& square, int row, int n,
-                   int j, int columns) {
+void products_of(const typename Family::TileRows& rows, const Square& square, float* to,
+                 ptrdiff_t row_floats) {
   f32v v[W];
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i) v[i] = Family::products(square, rows, i);
   if constexpr (Family::Unit::kTurned) transpose(v);
-  if (columns >= W) {
-    const OutputsEnd end(a, j);
-    if (n == kRows && end.plain()) {
 #pragma GCC unroll 16
-      for (int i = 0; i < W; ++i)
-        end.template store_row<false>(Family::sums_of(known[i]), v[i], row + i);
-    } else {
-      for (int i = 0; i < n; ++i)
-        end.template store_row<true>(Family::sums_of(known[i]), v[i], row + i);
-    }
-    return;
-  }
-  for (int i = 0; i < n; ++i) {
-    float products[W];
-    store(products, v[i]);
-    store_outputs(a, Family::sums_of(known[i]), products, row + i, j, j + columns);
-  }
+  for (int i = 0; i < W; ++i) store(to + i * row_floats, v[i]);
 }
 
-/// The outputs of a group, whose sums are complete: by tiles of rows, so that y is written in runs
-/// of 1 KiB, which the processor's prefetcher follows. y of a prompt has left L2; panel by panel,
-/// in runs of two lines, it held up a bf16 product of 256 rows for a fifth of its time (Granite
-/// Rapids).
+/// The outputs of a group, whose sums are complete: by tiles of rows, each row in runs of 512
+/// bytes, which the processor's prefetcher follows. y of a prompt has left L2; panel by panel, in
+/// runs of two lines, it held up a bf16 product of 256 rows for a fifth of its time (Granite
+/// Rapids). Nor are squares written to y as they are: their lines lie so far apart that all want
+/// the same place in L1.
 template <class Family>
 void finish_group(const MatmulArgs& a, const typename Family::Row* known, const Plan& p,
                   const Stage& last, int first, int rows, const char* sums, const void* spare) {
+  constexpr int kRun = 128;
+  alignas(64) float products[kRows][kRun + W];
+  const int group = last.j - last.panel * kPanelCols, end = last.j + last.columns;
   for (int begin = 0; begin < rows; begin += kRows, sums += p.sums_per_tile * kStepBytes) {
     const int n = rows - begin < kRows ? rows - begin : kRows, row = first + begin;
     const typename Family::TileRows of(known + row, n, p.l.parts);
-    for (int half = 0; half < 2 * (last.panel + 1); ++half) {
-      const int before = (2 * last.panel - half) * W;  // outputs before the last panel
-      const int j = last.j - before, columns = last.columns + before;
-      if (columns <= 0) break;
-      const char* at = sums + half / 2 * p.panel_sums() + half % 2 * kRowBytes;
-      finish_square<Family>(a, known + row, of, {at, p.l.parts, half * W, a.in, spare}, row, n, j,
-                            columns);
+    for (int j = group; j < end; j += kRun) {
+      const int run = end - j < kRun ? end - j : kRun;
+      for (int i = 0; i < run; i += W) {
+        const int output = j - group + i;
+        const char* at = sums + output / kPanelCols * p.panel_sums() + output % kPanelCols * 4;
+        products_of<Family>(of, {at, p.l.parts, output, a.in, spare}, products[0] + i, kRun + W);
+      }
+      for (int i = 0; i < n; ++i)
+        store_outputs(a, Family::sums_of(known[row + i]), products[i], row + i, j, j + run);
     }
   }
 }
@@ -322,10 +322,11 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   const Layout& l = p.l;
   char* panel = (char*)scratch;
   char* sums = panel + p.panel_bytes();
-  char* spare = sums + p.sum_bytes();
+  char* spare = sums + p.sum_bytes(Family::Unit::kMaxGroup);
+  const int group = group_of<Family>(l, end - begin);
   const MatmulArgs at_the_end = Family::at_the_end(a);
   const int next_tile = Family::kSumsPerPart ? 1 : l.parts;  // in parts
-  const Stages<Family> stages = {a, l, begin, end};
+  const Stages<Family> stages = {a, l, group, begin, end};
   const bool in_place = Family::in_place(a);
   const auto* known =
       (const typename Family::Row*)((const char*)packed + l.chunks * l.chunk_bytes());
