@@ -283,6 +283,17 @@ TEST_CASE("a thread finishes what another has not begun") {
   CHECK(!shares.take(1, 2, begin, end));
 }
 
+TEST_CASE("a thread may begin with more than half of its share") {
+  Shares shares(2);
+  shares.give(0, 0, 16);
+  shares.give(1, 16, 26);
+  int begin = 0;
+  int end = 0;
+  std::vector<int> owned;
+  while (shares.take(0, 2, begin, end, 4)) owned.push_back(end - begin);
+  CHECK(owned == std::vector<int>{12, 3, 1, 5, 3, 2});
+}
+
 TEST_CASE("quantising a matrix asks between its pieces whether to go on") {
   constexpr int kOut = 3000, kIn = 1000;  // pieces of 2^20 / 1000 rows
   std::vector<float> values(static_cast<std::size_t>(kOut) * kIn);

@@ -108,7 +108,9 @@ py::dict parts(const Weight& w) {
   const auto rows = static_cast<py::ssize_t>(input_major ? m.in : m.out);
   const auto bytes =
       static_cast<py::ssize_t>(quantize::row_bytes(m.dtype, input_major ? m.out : m.in));
-  const py::array_t<std::uint8_t> codes({rows, bytes}, static_cast<const std::uint8_t*>(m.data));
+  const auto stride = static_cast<py::ssize_t>(quantize::row_bytes(m));
+  const py::array_t<std::uint8_t> codes({rows, bytes}, {stride, py::ssize_t{1}},
+                                        static_cast<const std::uint8_t*>(m.data));
   if (input_major)
     all["q"] = codes.attr("T");
   else

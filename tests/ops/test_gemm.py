@@ -104,8 +104,8 @@ def test_codes(target: Target, dtype: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS if t.isa in AMX], ids=str)
-@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8"])
-@pytest.mark.parametrize(("rows", "out", "inner"), [(129, 1093, 2080), (140, 600, 4097)])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "int4"])
+@pytest.mark.parametrize(("rows", "out", "inner"), [(129, 1094, 2080), (140, 600, 4128)])
 def test_wide_groups(target: Target, dtype: str, rows: int, out: int, inner: int) -> None:
     """x that leaves L2 between two groups of outputs, of which there is more than one."""
     rng = np.random.default_rng(11)
@@ -115,6 +115,14 @@ def test_wide_groups(target: Target, dtype: str, rows: int, out: int, inner: int
         y = gemm(target, "fast", x, q, dtype)
         step = code_rounding(x.astype(np.float64), digits(target, dtype, rows, "fast"))
         check(y, x, q.astype(np.float64), more=step * np.abs(q.astype(np.float64)).sum(axis=1))
+    elif dtype == "int4":
+        q, scales, w = int4_codes(rng, out, inner)
+        check(
+            int4_product(target, "fast", x, q, scales),
+            x,
+            w,
+            error=rounding(target, dtype, rows, "fast"),
+        )
     else:
         w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
         y = gemm(target, "fast", x, w, dtype)
@@ -216,26 +224,39 @@ def test_a_row_has_the_same_bits_whatever_is_asked_for_ahead(target: Target, dty
             np.testing.assert_array_equal(other, got[0])
 
 
+def int4_product(
+    target: Target, precision: str, x: F32, q: NDArray[np.uint8], scales: NDArray[np.float16]
+) -> F32:
+    """Codes [out, in], scales [out, groups]; also input-major, which must give the same bits."""
+    held, by_group = strips((q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8), scales)
+    y = gemm(target, precision, x, held, "int4", group_scale=by_group, out=len(q))
+    if len(q) % 2 == 0:  # so that a row of the test's array holds as many outputs
+        t, turned = q.T, np.ascontiguousarray(scales.T)
+        both = np.ascontiguousarray(t[:, 0::2] | t[:, 1::2] << 4)
+        again, _ = load_ops().gemm(target.isa, precision, x, both, "int4", True, group_scale=turned)
+        np.testing.assert_array_equal(again, y)
+    return y
+
+
+def int4_codes(
+    rng: np.random.Generator, out: int, inner: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float16], F64]:
+    """Codes, scales and what they stand for."""
+    q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
+    scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
+    w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
+    return q, scales, w
+
+
 @each_target
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_int4(target: Target, precision: str) -> None:
     rng = np.random.default_rng(3)
     for out, inner in ((1, 32), (33, 64), (66, 288), (18, 544), (300, 1056)):
-        q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
-        scales = (rng.random((out, inner // 32)) + 0.5).astype(np.float16)
-        w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
-        packed = (q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8)
+        q, scales, w = int4_codes(rng, out, inner)
         for rows in ROWS:
             x = rng.standard_normal((rows, inner)).astype(np.float32)
-            held, by_group = strips(packed, scales)
-            y = gemm(target, precision, x, held, "int4", group_scale=by_group, out=out)
-            if out % 2 == 0:  # so that a row of the test's array holds as many outputs
-                t, turned = q.T, np.ascontiguousarray(scales.T)
-                both = np.ascontiguousarray(t[:, 0::2] | t[:, 1::2] << 4)
-                again, _ = load_ops().gemm(
-                    target.isa, precision, x, both, "int4", True, group_scale=turned
-                )
-                np.testing.assert_array_equal(again, y)
+            y = int4_product(target, precision, x, q, scales)
             more = None
             if used := digits(target, "int4", rows, precision):
                 more = code_rounding(x, used) * np.abs(w).sum(axis=1)

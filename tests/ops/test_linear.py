@@ -100,7 +100,7 @@ def test_product(target: Target, dtype: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (512, 41)], ids=str)
 def test_zeros_that_are_skipped(target: Target, dtype: str, shape: tuple[int, int]) -> None:
     """Behind relu^2, weights input-major: any share of zeros, all of them, none."""
     if target.device != "cpu":

@@ -252,7 +252,9 @@ def test_hard_weights(target: Target, want: str) -> None:
 
 @each_target
 @pytest.mark.parametrize("want", FORMATS)
-@pytest.mark.parametrize("shape", [(1, 1), (7, 33), (130, 31), (67, 257), (96, 768)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (7, 33), (130, 31), (67, 257), (96, 768), (1024, 41), (2048, 65)], ids=str
+)
 def test_inputs_that_are_zero(target: Target, want: str, shape: tuple[int, int]) -> None:
     """Behind relu^2: any share of zeros, all of them, none; for few rows and for many."""
     rng = np.random.default_rng(shape[0] * shape[1])

@@ -73,8 +73,7 @@ Job make_job(const LinearJob& from, MatmulPrecision precision) {
   a.w = w.data;
   a.type = weight_type(w);
   a.input_major = w.layout == Layout::input_major;
-  a.row_bytes =
-      static_cast<std::ptrdiff_t>(quantize::row_bytes(w.dtype, a.input_major ? w.out : w.in));
+  a.row_bytes = static_cast<std::ptrdiff_t>(quantize::row_bytes(w));
   a.scales = {w.in_scale, w.out_scale, w.in_offset, w.out_offset, w.zero, w.group_scale};
   a.out = w.out;
   a.in = w.in;
@@ -156,6 +155,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
   std::array<Job, kMaxJobs> storage;
   WKV_CHECK(group.size() <= kMaxJobs, internal, "[linear] a group of ", group.size(), " products");
   std::size_t n = 0, scratch_bytes = 0, packed_bytes = 0;
+  int parts = 2;
   std::int64_t total = 0;
   int pack_units = 0, blocks = 0;
   for (const LinearJob& from : group) {
@@ -177,6 +177,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
     }
     scratch_bytes = std::max(scratch_bytes, scratch_of(job, kernels));
     if (job.kernel == Job::Kernel::gemm) {
+      parts = std::max(parts, job.gemm->parts);
       const auto shares = [&](const Job& other) { return same_packed_x(other, job, kernels); };
       const auto end = storage.begin() + static_cast<std::ptrdiff_t>(n);
       if (const auto other = std::find_if(storage.begin(), end, shares); other != end) {
@@ -238,7 +239,7 @@ void CpuBackend::linear(std::span<const LinearJob> group) {
     void* scratch = matmul_scratch_[static_cast<std::size_t>(index)].data();
     const Job* prepared = nullptr;
     int first = 0, last = 0;
-    while (shares_.take(index, shared_by == 1 ? blocks : kLeastBlocks, first, last)) {
+    while (shares_.take(index, shared_by == 1 ? blocks : kLeastBlocks, first, last, parts)) {
       for (const Job& job : jobs) {
         const int begin = std::max(first - job.blocks_before, 0) * kOutBlock;
         const int end = std::min((last - job.blocks_before) * kOutBlock, job.args.out);

@@ -50,13 +50,15 @@ std::size_t at(int row, int cols, int col) {
          static_cast<std::size_t>(col);
 }
 
-/// to[i][o] = from[o][i] for inputs [begin, end).
+/// to[i][o] = from[o][i] for inputs [begin, end); rows of `to` are `row_bytes` apart.
 template <class T>
-void turn(void* to, const void* from, int out, int in, int begin, int end) noexcept {
+void turn(void* to, std::size_t row_bytes, const void* from, int out, int in, int begin,
+          int end) noexcept {
   for_squares(out, begin, end, [&](int i, int o) {
     // Files may hold elements at any address.
-    std::memcpy(static_cast<T*>(to) + at(i, out, o), static_cast<const T*>(from) + at(o, in, i),
-                sizeof(T));
+    auto* row = static_cast<std::byte*>(to) + static_cast<std::size_t>(i) * row_bytes;
+    std::memcpy(row + static_cast<std::size_t>(o) * sizeof(T),
+                static_cast<const T*>(from) + at(o, in, i), sizeof(T));
   });
 }
 
@@ -184,7 +186,9 @@ Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<c
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
   const auto aligned = [](std::size_t bytes) { return (bytes + 63) / 64 * 64; };
   const std::size_t groups = (size(from.in) + quantize::kGroup - 1) / quantize::kGroup;
-  const std::size_t row = quantize::row_bytes(from.dtype, from.out);
+  Matrix m = from;
+  m.layout = Layout::input_major;
+  const std::size_t row = quantize::row_bytes(m);
   const std::size_t in_bytes = aligned(floats(from.in)), out_bytes = aligned(floats(from.out));
   std::size_t bytes = aligned(size(from.in) * row);
   if (from.group_scale != nullptr) bytes += aligned(groups * size(from.out) * 2);
@@ -192,8 +196,6 @@ Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<c
   for (const float* v : {from.out_scale, from.out_offset}) bytes += v != nullptr ? out_bytes : 0;
   const Buffer memory = weight_memory_.allocate(bytes);
 
-  Matrix m = from;
-  m.layout = Layout::input_major;
   m.data = memory.data();
   auto* next = static_cast<std::byte*>(memory.data()) + aligned(size(from.in) * row);
   const auto copy = [&next](const float*& vector, int n, std::size_t space) {
@@ -208,8 +210,8 @@ Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<c
   copy(m.out_offset, m.out, out_bytes);
   if (from.group_scale != nullptr) {
     m.group_scale = next;
-    turn<std::uint16_t>(next, from.group_scale, from.out, static_cast<int>(groups), 0,
-                        static_cast<int>(groups));
+    turn<std::uint16_t>(next, size(from.out) * 2, from.group_scale, from.out,
+                        static_cast<int>(groups), 0, static_cast<int>(groups));
     std::memset(memory.data(), 0, size(from.in) * row);
   }
   auto part = [&](int index, int threads) noexcept {
@@ -219,11 +221,11 @@ Matrix CpuBackend::input_major(const Matrix& from, std::vector<std::shared_ptr<c
                    static_cast<const std::uint8_t*>(from.data),
                    quantize::row_bytes(from.dtype, from.in), from.out, begin, end);
     else if (from.dtype == DType::f32)
-      turn<std::uint32_t>(memory.data(), from.data, from.out, from.in, begin, end);
+      turn<std::uint32_t>(memory.data(), row, from.data, from.out, from.in, begin, end);
     else if (quantize::is_quantized(from.dtype))
-      turn<std::uint8_t>(memory.data(), from.data, from.out, from.in, begin, end);
+      turn<std::uint8_t>(memory.data(), row, from.data, from.out, from.in, begin, end);
     else
-      turn<std::uint16_t>(memory.data(), from.data, from.out, from.in, begin, end);
+      turn<std::uint16_t>(memory.data(), row, from.data, from.out, from.in, begin, end);
   };
   pool_.run(part);
   keep.push_back(std::make_shared<Buffer>(memory));

@@ -98,6 +98,7 @@ struct GemmKernels {
   void (*pack)(const MatmulArgs& args, int begin, int end, void* packed);
   size_t (*scratch)(const MatmulArgs& args);
   void (*multiply)(const MatmulArgs& args, const void* packed, int begin, int end, void* scratch);
+  int parts;  ///< a thread begins with all but one in so many of its outputs
 };
 
 /// A product that `narrow` does not take is computed by `gemm` from `gemm_min_rows` of its type on,

@@ -20,15 +20,18 @@ class Shares {
                                                          std::memory_order_relaxed);
   }
 
-  /// What thread `index` does next: from the front of its own share half of what is left, at least
-  /// `least` units; from the back of another's when there is nothing. False when it is done.
-  bool take(int index, int least, int& begin, int& end) noexcept {
-    if (take_from(shares_[static_cast<std::size_t>(index)], least, /*front=*/true, begin, end))
+  /// What thread `index` does next: from the front of its own share all but one in `parts` of what
+  /// is left, at least `least` units; from the back of another's half of it when there is nothing.
+  /// False when it is done.
+  bool take(int index, int least, int& begin, int& end, int parts = 2) noexcept {
+    if (take_from(shares_[static_cast<std::size_t>(index)], least, parts, /*front=*/true, begin,
+                  end))
       return true;
     const auto n = static_cast<int>(shares_.size());
     // All of them would be a cache miss for every thread at the end of every product.
     for (int i = 1; i <= std::min(kVictims, n - 1); ++i)
-      if (take_from(shares_[static_cast<std::size_t>((index + i) % n)], least, false, begin, end))
+      if (take_from(shares_[static_cast<std::size_t>((index + i) % n)], least, 2, false, begin,
+                    end))
         return true;
     return false;
   }
@@ -47,12 +50,13 @@ class Shares {
 
   /// Relaxed: the range is all that is shared; what the units read and write is ordered by the
   /// pool.
-  static bool take_from(Share& share, int least, bool front, int& begin, int& end) noexcept {
+  static bool take_from(Share& share, int least, int parts, bool front, int& begin,
+                        int& end) noexcept {
     std::uint64_t range = share.range.load(std::memory_order_relaxed);
     for (;;) {
       const auto from = static_cast<int>(range >> 32), to = static_cast<int>(range & 0xffffffffu);
       if (from >= to) return false;
-      const int n = std::min(to - from, std::max(least, (to - from + 1) / 2));
+      const int n = std::min(to - from, std::max(least, to - from - (to - from) / parts));
       begin = front ? from : to - n;
       end = begin + n;
       const std::uint64_t rest = front ? pack(end, to) : pack(from, begin);

@@ -571,24 +571,23 @@ HostTensor rounded(const HostTensor& w, DType want, const Parallel& parallel) {
 void decode_row(const Matrix& w, int o, float* to) {
   const auto* data = static_cast<const unsigned char*>(w.data);
   const auto at = [](const float* v, int i, float absent) { return v != nullptr ? v[i] : absent; };
-  const std::size_t groups = size((w.in + kGroup - 1) / kGroup);
+  const std::size_t groups = size((w.in + kGroup - 1) / kGroup), bytes = row_bytes(w);
+  const bool turned = w.layout == Layout::input_major;
   for (int i = 0; i < w.in; ++i) {
+    const unsigned char* row = data + size(turned ? i : o) * bytes;
+    const int col = turned ? o : i;
     if (w.dtype == DType::int4) {
-      const bool turned = w.layout == Layout::input_major;
-      const int row = turned ? i : o, col = turned ? o : i;
-      const int codes = data[size(row) * row_bytes(w.dtype, turned ? w.out : w.in) + size(col / 2)];
+      const int codes = row[size(col / 2)];
       const std::size_t group = size(i / kGroup);
       const std::size_t scale = turned ? group * size(w.out) + size(o) : size(o) * groups + group;
       to[i] = static_cast<float>((codes >> (col % 2 * 4) & 15) - 8) *
               f16_to_f32(static_cast<const std::uint16_t*>(w.group_scale)[scale]);
       continue;
     }
-    const std::size_t element = w.layout == Layout::input_major ? size(i) * size(w.out) + size(o)
-                                                                : size(o) * size(w.in) + size(i);
     const float code = w.dtype == DType::int8
-                           ? static_cast<float>(static_cast<std::int8_t>(data[element]))
-                       : w.dtype == DType::mm8 ? static_cast<float>(data[element])
-                                               : element_as_f32(data, w.dtype, element);
+                           ? static_cast<float>(static_cast<std::int8_t>(row[size(col)]))
+                       : w.dtype == DType::mm8 ? static_cast<float>(row[size(col)])
+                                               : element_as_f32(row, w.dtype, size(col));
     to[i] = (code - w.zero) * at(w.out_scale, o, 1) * at(w.in_scale, i, 1) +
             at(w.out_offset, o, 0) + at(w.in_offset, i, 0);
   }

@@ -28,6 +28,15 @@ DType type_of(DType want, MatrixUse use) noexcept;
 /// Bytes of one output's codes; of one row of a float matrix for float types.
 std::size_t row_bytes(DType dtype, int in) noexcept;
 
+/// Bytes from a row of W to the next: of an output, or of an input if W is input-major. The rows of
+/// an input lie a line further apart than 1 KiB or a multiple of it: one below the other, what many
+/// of them have of a few outputs would all want the same places of L2.
+inline std::size_t row_bytes(const Matrix& w) noexcept {
+  if (w.layout != Layout::input_major) return row_bytes(w.dtype, w.in);
+  const std::size_t bytes = row_bytes(w.dtype, w.out);
+  return bytes % 1024 == 0 ? bytes + 64 : bytes;
+}
+
 /// parallel(n, work) calls work(begin, end) for parts that make up [0, n), maybe at once. Results
 /// do not depend on the parts.
 using Parallel = std::function<void(int n, const std::function<void(int begin, int end)>& work)>;

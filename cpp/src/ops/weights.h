@@ -36,7 +36,7 @@ enum class MatrixUse : std::uint8_t {
 /// hold.
 enum class Layout : std::uint8_t {
   row_major,    ///< [out][in]
-  input_major,  ///< [in][out]
+  input_major,  ///< [in][out], see quantize::row_bytes()
   packed,       ///< the backend's own order
 };
 

@@ -40,7 +40,7 @@ const MatmulKernels kMatmul = {
     sparse_scratch,
     sparse_part,
     sparse_finish,
-    {packed_bytes, pack_units, pack, gemm_scratch, gemm},
+    {packed_bytes, pack_units, pack, gemm_scratch, gemm, 2},
     narrow,
 };
 

@@ -56,6 +56,8 @@ struct AmxUnit {
   static constexpr int kShift = 4;
   // 256 rows of 2048 inputs are 1.06 to 1.10 times as fast as with 256, of 8192 1.11 to 1.16.
   static constexpr int kMaxGroup = 1024;
+  // Every piece of a product reads x again: 1.02 to 1.06 times as fast as with 2.
+  static constexpr int kParts = 4;
   static void begin() { tile_configure(kTileConfig); }
   static void end() { tile_release(); }
 

@@ -67,9 +67,9 @@ inline __m512i in_order(__m512i bits) { return bits; }
 class Pairs {
  public:
   Pairs(int parts, ptrdiff_t part_bytes) : parts_(parts), part_bytes_(part_bytes) {
-    alignas(64) uint16_t order[32];
-    for (int i = 0; i < 32; ++i) order[i] = (uint16_t)(i / 2 + i % 2 * 16);
-    interleaved_ = _mm512_load_si512(order);
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    interleaved_ =
+        _mm512_or_si512(lane, _mm512_slli_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(16)), 16));
   }
   void put(f32v even, f32v odd, char* at) const {
     store_parts(even, odd, parts_, at, part_bytes_,
@@ -89,13 +89,16 @@ inline void to_pairs(const float* from, const Pairs& pairs, char* to) {
       pairs.put(load(from + half * W), load(from + kPanelCols + half * W), to + half * kRowBytes);
 }
 
+/// What codes of four bits stand for.
+inline __m512 level_of_code() {
+  return _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+}
+
 /// The step of int4 weights that begins with input k. Absent outputs are zero.
 inline void strips_to_pairs(const MatmulArgs& a, const Stage& s, int k, const Pairs& pairs,
                             char* to) {
   static_assert(kStrip == W && kInt4Group == 2 * kRows);
-  alignas(64) float of_code[W];
-  for (int i = 0; i < W; ++i) of_code[i] = (float)(i - 8);
-  const __m512 values = _mm512_load_ps(of_code);
+  const __m512 values = level_of_code();
   for (int half = 0; half < 2; ++half, to += kRowBytes) {
     const ptrdiff_t group = k / kInt4Group;
     const bool exists = half * W < s.columns;
@@ -114,6 +117,32 @@ inline void strips_to_pairs(const MatmulArgs& a, const Stage& s, int k, const Pa
         pairs.put((f32v)even * scale, (f32v)odd * scale, at);
       }
     }
+  }
+}
+
+/// The same of int4 input-major, all of its inputs and outputs.
+inline void nibbles_to_pairs(const MatmulArgs& a, int j, int k, const Pairs& pairs, char* to) {
+  const f16* scales = (const f16*)a.scales.group_scale + (ptrdiff_t)(k / kInt4Group) * a.out + j;
+  // Of the panels after those that are expanded with this one: PanelAhead asks for codes alone.
+  __builtin_prefetch(scales + 4 * kPanelCols);
+  const f32v scale[2] = {load(scales), load(scales + W)};
+  const __m512 values = level_of_code();
+  const __m512i odd = _mm512_set_epi32(4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0, 4, 0);
+  const unsigned char* row = (const unsigned char*)a.w + k * a.row_bytes + j / 2;
+  for (int pair = 0; pair < kRows; ++pair, to += kPanelRowBytes) {
+    f32v v[2][2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i, row += a.row_bytes) {
+      const __m128i codes = _mm_loadu_si128((const __m128i*)row);
+      const __m128i twice[2] = {_mm_unpacklo_epi8(codes, codes), _mm_unpackhi_epi8(codes, codes)};
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        const __m512i index = _mm512_srlv_epi32(_mm512_cvtepu8_epi32(twice[half]), odd);
+        v[half][i] = (f32v)_mm512_permutexvar_ps(index, values) * scale[half];
+      }
+    }
+    pairs.put(v[0][0], v[0][1], to);
+    pairs.put(v[1][0], v[1][1], to + kRowBytes);
   }
 }
 
@@ -183,6 +212,7 @@ struct Floats {
       if (a.type == kWeightBF16) return inputs_to_pairs<bf16>(a, s.j, k, pairs, to);
       if (a.type == kWeightF16) return inputs_to_pairs<f16>(a, s.j, k, pairs, to);
       if (a.type == kWeightF32) return inputs_to_pairs<float>(a, s.j, k, pairs, to);
+      return nibbles_to_pairs(a, s.j, k, pairs, to);
     }
     expand_of(a)(a, s.j, s.columns, k, depth, values);
     const auto absent = (size_t)((kInputs - depth) * kPanelCols);

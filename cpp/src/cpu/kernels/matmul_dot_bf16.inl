@@ -15,7 +15,7 @@ namespace tiles {
 struct DotUnit {
   static constexpr bool kTurned = false;
   static constexpr int kShift = 3;
-  static constexpr int kMaxGroup = 256;
+  static constexpr int kMaxGroup = 256, kParts = 2;
   static void begin() {}
   static void end() {}
 

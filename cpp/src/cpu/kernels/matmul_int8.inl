@@ -203,7 +203,7 @@ struct Codes {
       expand_rows(a, s, 1, flip, to.at);
     if (digits_of(a) > 1) return;
     int* sums = (int*)spare + s.panel * kPanelCols;
-    if (s.block == 0) __builtin_memset(sums, 0, kPanelCols * sizeof(int));
+    if (s.k0 == 0) __builtin_memset(sums, 0, kPanelCols * sizeof(int));
     add_codes(to.at, s.steps, sums);
   }
 
@@ -271,7 +271,7 @@ struct Codes {
 struct VnniUnit {
   static constexpr bool kTurned = false, kSigned = false;
   static constexpr int kShift = 3;
-  static constexpr int kMaxGroup = 256;
+  static constexpr int kMaxGroup = 256, kParts = 2;
   static void begin() {}
   static void end() {}
 

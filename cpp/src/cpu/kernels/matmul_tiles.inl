@@ -160,16 +160,20 @@ struct PanelTo {
   ptrdiff_t part_bytes;
 };
 
-/// What a thread needs of its scratch memory: a panel, sums [panel][row][kPanelCols] of a group,
-/// what the family keeps.
+/// What a thread needs of its scratch memory: panels [panel][block of the band], sums
+/// [panel][row][kPanelCols] of a group, what the family keeps.
 struct Plan {
   Layout l;
+  int panels;  ///< expanded at once
   int w_parts;
   int sums_per_tile;  ///< of rows of x
   int products;       ///< of parts, that a sum is made of
 
   ptrdiff_t part_bytes() const { return kStepBytes << l.shift; }
   ptrdiff_t panel_bytes() const { return w_parts * part_bytes(); }
+  ptrdiff_t panels_bytes() const {
+    return (panels > 1 ? panels * l.band_blocks() : 1) * panel_bytes();
+  }
   ptrdiff_t panel_sums() const { return l.tiles * sums_per_tile * kStepBytes; }
   ptrdiff_t sum_bytes(int group) const { return group / kPanelCols * panel_sums(); }
 };
@@ -178,6 +182,8 @@ template <class Family>
 Plan plan_of(const MatmulArgs& a) {
   Plan p;
   p.l = layout_of<Family>(a);
+  // A row of memory has all outputs of an input: lines, or more of floats, are read at once.
+  p.panels = !a.input_major ? 1 : a.type <= kWeightBF16 ? 2 : 4;
   p.w_parts = Family::w_parts(a);
   p.sums_per_tile = Family::kSumsPerPart ? p.l.parts : 1;
   p.products = Family::kSumsPerPart ? 1 : p.l.parts + p.w_parts - 1;
@@ -187,7 +193,7 @@ Plan plan_of(const MatmulArgs& a) {
 template <class Family>
 size_t scratch(const MatmulArgs& a) {
   const Plan p = plan_of<Family>(a);
-  return (size_t)(p.panel_bytes() + p.sum_bytes(Family::Unit::kMaxGroup)) + Family::kSpareBytes;
+  return (size_t)(p.panels_bytes() + p.sum_bytes(Family::Unit::kMaxGroup)) + Family::kSpareBytes;
 }
 
 /// Outputs of `outputs` whose sums wait in L2 for the next band: of 256 rows 256 KiB. If x of all
@@ -248,11 +254,20 @@ struct Stages {
       return stage(s.chunk, s.group, s.band + 1, 0, l.band_begin(s.band + 1));
     return stage((s.group + 1) / groups(), s.group + 1, 0, 0, 0);
   }
-  /// W of a panel, the inputs of its band.
-  PanelAhead ahead(const Stage& s) const {
+  /// The first stage after the `panels` that begin with that of s.
+  Stage panels_after(const Stage& s, int panels) const {
+    Stage last = s;
+    last.panel += panels - 1;
+    last.j += (panels - 1) * kPanelCols;
+    return panel_after(last);
+  }
+  /// W of `panels` from that of s on, the inputs of their band.
+  PanelAhead ahead(const Stage& s, int panels) const {
     const int first = l.band_begin(s.band), steps = l.band_steps(s.band);
     const int k0 = (first << l.shift) * Family::kInputs;
-    return PanelAhead::of(a, s.j, s.columns, k0, depth_of(k0, steps));
+    const int left = (s.chunk < l.chunks ? end : a.out) - s.j, most = panels * kPanelCols;
+    const int columns = s.columns < kPanelCols || left < most ? (left < 0 ? 0 : left) : most;
+    return PanelAhead::of(a, s.j, columns, k0, depth_of(k0, steps));
   }
   int groups() const { return (end - begin + group_outputs - 1) / group_outputs; }
 };
@@ -316,12 +331,31 @@ void finish_group(const MatmulArgs& a, const typename Family::Row* known, const 
   }
 }
 
+/// The panels from that of `first` on, all blocks of the band. Of one step after the other, so that
+/// what they have of an input is read in one run.
+template <class Family>
+void expand_panels(const MatmulArgs& a, const Plan& p, const Stages<Family>& stages,
+                   const Stage& first, char* to, void* spare) {
+  const int begin = p.l.band_begin(first.band), end = p.l.band_end(first.band);
+  for (int block = begin; block < end; ++block, to += p.panel_bytes())
+    for (int step = 0; step < p.l.block_steps(block); ++step)
+      for (int i = 0; i < p.panels; ++i) {
+        Stage s = stages.stage(first.chunk, first.group, first.band, first.panel + i, block);
+        if (s.columns == 0) break;
+        s.k0 += step * Family::kInputs;
+        s.depth = stages.depth_of(s.k0, 1);
+        s.steps = 1;
+        char* at = to + i * p.l.band_blocks() * p.panel_bytes() + step * kStepBytes;
+        Family::expand(a, s, {at, p.part_bytes()}, spare);
+      }
+}
+
 template <class Family>
 void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void* scratch) {
   const Plan p = plan_of<Family>(a);
   const Layout& l = p.l;
-  char* panel = (char*)scratch;
-  char* sums = panel + p.panel_bytes();
+  char* panels = (char*)scratch;
+  char* sums = panels + p.panels_bytes();
   char* spare = sums + p.sum_bytes(Family::Unit::kMaxGroup);
   const int group = group_of<Family>(l, end - begin);
   const MatmulArgs at_the_end = Family::at_the_end(a);
@@ -341,17 +375,20 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
     const char* x = (const char*)packed + l.at(s.chunk, s.block, 0);
     char* panel_sums = sums + s.panel * p.panel_sums();
     const char* next_sums = sums + stages.after(s).panel * p.panel_sums();
-    if (s.block == l.band_begin(s.band)) {
-      ahead = stages.ahead(stages.panel_after(s));
+    const int block = s.block - l.band_begin(s.band), turn = s.panel % p.panels;
+    if (block == 0 && turn == 0) {
+      ahead = stages.ahead(stages.panels_after(s, p.panels), p.panels);
       // Of each row a quarter, the prefetcher brings the rest: lines from memory take the buffers
       // that x needs on its way from L2. Half of it costs 64 to 256 rows 7 to 15 %.
       if (in_place) ahead.bytes /= 4;
-      const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products;
+      const int steps = (sum_tiles + 1) / 2 * l.band_steps(s.band) * p.products * p.panels;
       lines = (ahead.lines() + steps - 1) / steps;
+      if (p.panels > 1) expand_panels(a, p, stages, s, panels, spare);
     }
+    char* panel = panels + (p.panels > 1 ? turn * l.band_blocks() + block : 0) * p.panel_bytes();
     const bool whole = s.columns == kPanelCols && s.depth == s.steps * Family::kInputs;
     const bool in_rows = in_place && whole;
-    if (!in_rows) Family::expand(a, s, {panel, p.part_bytes()}, spare);
+    if (!in_rows && p.panels == 1) Family::expand(a, s, {panel, p.part_bytes()}, spare);
     for (int t = 0; t < sum_tiles; t += 2) {
       const int two = sum_tiles - t < 2 ? 1 : 2;
       Sweep sweeps[3];
@@ -374,7 +411,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
 
 template <class Family>
 constexpr GemmKernels kKernels = {packed_bytes<Family>, pack_units<Family>, pack<Family>,
-                                  scratch<Family>, multiply<Family>};
+                                  scratch<Family>,      multiply<Family>,   Family::Unit::kParts};
 
 /// A line of inputs of W from byte `from` of row j on, of which `bytes` exist; the rest and absent
 /// rows are bytes `fill`.

@@ -364,7 +364,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   }
 }
 
-constexpr GemmKernels kKernels = {packed_bytes, pack_units, pack, scratch, multiply};
+constexpr GemmKernels kKernels = {packed_bytes, pack_units, pack, scratch, multiply, 2};
 
 /// mm8 promises the logits of its fp32 arithmetic to 1e-5, which 16 bits do not keep. Floats of W
 /// would have to become codes first: 2 to 15 % faster than fp32, and slower at 32 rows.
