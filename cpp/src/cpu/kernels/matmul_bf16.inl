@@ -176,11 +176,36 @@ struct Floats {
 
   static const MatmulArgs& at_the_end(const MatmulArgs& a) { return a; }
 
-  static Row pack_row(const MatmulArgs& a, const float* x, const PackedRow& to) {
-    for (int step = 0; step < to.l.steps; ++step)
-      store_parts(input(a, x, step * kInputs), input(a, x, step * kInputs + W), to.l.parts,
-                  to.at(step), to.part_bytes(step), in_order);
-    return {needs_sums(a.scales) ? row_sums(a.scales, x, a.in) : RowSums{}};
+  static void pack_tile(const MatmulArgs& a, const Layout& l, const TileOfX& to, Row* rows) {
+    for (int i = 0; i < to.rows; ++i)
+      rows[i] = {needs_sums(a.scales) ? row_sums(a.scales, to.x + i * a.x_stride, a.in)
+                                      : RowSums{}};
+    for (int block = 0, k = 0; block < l.blocks(); ++block) {
+      const int steps = l.block_steps(block);
+      char* at = to.packed + l.at(to.chunk, block, to.tile);
+      for (int step = 0; step < steps; ++step, k += kInputs, at += kTileBytes)
+        for (int part = 0; part < l.parts; ++part)
+          pack_step(a, to, k, part, at + part * steps * kTileBytes);
+    }
+  }
+  static void pack_step(const MatmulArgs& a, const TileOfX& x, int k, int part, char* to) {
+    f32v v[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= x.rows) {
+        v[i] = f32v{};
+        continue;
+      }
+      const float* row = x.x + i * a.x_stride;
+      f32v first = input(a, row, k), second = input(a, row, k + W);
+      if (part > 0) {
+        const __m512i high = to_bf16(first, second);
+        first = remainder(first, _mm512_castsi512_si256(high));
+        second = remainder(second, _mm512_extracti64x4_epi64(high, 1));
+      }
+      v[i] = (f32v)to_bf16(first, second);
+    }
+    store_tile<Unit::kTurned>(v, to);
   }
 
   /// Whether tiles of W can be loaded from where it lies. The processor's own prefetcher sees what

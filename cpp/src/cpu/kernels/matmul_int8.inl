@@ -147,45 +147,58 @@ struct Codes {
 
   static MatmulArgs at_the_end(const MatmulArgs& a) { return without_middle(a); }
 
-  static Row pack_row(const MatmulArgs& a, const float* x, const PackedRow& to) {
-    Row row = describe_codes(a, x);
-    switch (digits_of(a)) {
-      case 1:
-        pack_digits<1>(a, x, row, to);
-        break;
-      case 2:
-        pack_digits<2>(a, x, row, to);
-        break;
-      default:
-        pack_digits<3>(a, x, row, to);
-    }
+  static void pack_tile(const MatmulArgs& a, const Layout& l, const TileOfX& to, Row* rows) {
     const MatmulScales scales = without_middle(a).scales;
-    if (needs_sums(scales)) row.fp32 = row_sums(scales, x, a.in);
-    return row;
+    for (int i = 0; i < to.rows; ++i) {
+      const float* x = to.x + i * a.x_stride;
+      rows[i] = describe_codes(a, x);
+      if (needs_sums(scales)) rows[i].fp32 = row_sums(scales, x, a.in);
+    }
+    switch (l.parts) {
+      case 1:
+        return pack_digits<1>(a, l, to, rows);
+      case 2:
+        return pack_digits<2>(a, l, to, rows);
+      default:
+        return pack_digits<3>(a, l, to, rows);
+    }
   }
 
   /// The signed bytes of X from the last to the first: a byte, then what is left, rounded, / 256.
   template <int D>
-  static void pack_digits(const MatmulArgs& a, const float* x, Row& row, const PackedRow& to) {
-    __m512i sums[D] = {};  // of X, of X / 256, ..., modulo 2^32
-    for (int step = 0; step < to.l.steps; ++step) {
-      char* first = to.at(step);
-      const ptrdiff_t part_bytes = to.part_bytes(step);
+  static void pack_digits(const MatmulArgs& a, const Layout& l, const TileOfX& to, Row* rows) {
+    alignas(64) char bytes[D][kTileBytes] = {};  // of a step
+    __m512i sums[kRows][D] = {};                 // of X, of X / 256, ..., modulo 2^32
+    for (int block = 0, k = 0; block < l.blocks(); ++block) {
+      const int steps = l.block_steps(block);
+      char* at = to.packed + l.at(to.chunk, block, to.tile);
+      for (int step = 0; step < steps; ++step, k += kInputs, at += kTileBytes) {
+        for (int r = 0; r < to.rows; ++r) {
 #pragma GCC unroll 4
-      for (int i = 0; i < kInputs; i += W) {
-        __m512i v = integers(a, row, x, step * kInputs + i);
+          for (int i = 0; i < kInputs; i += W) {
+            __m512i v = integers(a, rows[r], to.x + r * a.x_stride, k + i);
 #pragma GCC unroll 3
-        for (int d = D - 1; d >= 0; --d) {
-          sums[d] = _mm512_add_epi32(sums[d], v);
-          _mm_storeu_si128((__m128i*)(first + d * part_bytes + i), _mm512_cvtepi32_epi8(v));
-          v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+            for (int d = D - 1; d >= 0; --d) {
+              sums[r][d] = _mm512_add_epi32(sums[r][d], v);
+              _mm_storeu_si128((__m128i*)(bytes[d] + r * kRowBytes + i), _mm512_cvtepi32_epi8(v));
+              v = _mm512_srai_epi32(_mm512_add_epi32(v, _mm512_set1_epi32(128)), 8);
+            }
+          }
+        }
+        for (int d = 0; d < D; ++d) {
+          f32v v[W];
+#pragma GCC unroll 16
+          for (int i = 0; i < kRows; ++i) v[i] = load((const float*)(bytes[d] + i * kRowBytes));
+          store_tile<Unit::kTurned>(v, at + d * steps * kTileBytes);
         }
       }
     }
-    for (int d = D - 1; d >= 0; --d) {
-      if (d > 0) sums[d] = _mm512_sub_epi32(sums[d], _mm512_slli_epi32(sums[d - 1], 8));
-      row.sums[d] = _mm512_reduce_add_epi32(sums[d]);
-    }
+    for (int r = 0; r < to.rows; ++r)
+      for (int d = D - 1; d >= 0; --d) {
+        __m512i sum = sums[r][d];
+        if (d > 0) sum = _mm512_sub_epi32(sum, _mm512_slli_epi32(sums[r][d - 1], 8));
+        rows[r].sums[d] = _mm512_reduce_add_epi32(sum);
+      }
   }
 
   /// As in Floats. Not with one digit: sums of codes are made in the panel.

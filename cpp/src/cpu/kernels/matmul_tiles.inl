@@ -97,51 +97,33 @@ inline f32v input(const MatmulArgs& a, const float* x, int k) {
   return scale ? load_part(x + k, n) * load_part(scale + k, n) : load_part(x + k, n);
 }
 
-/// Where the parts of a row of x go.
-struct PackedRow {
-  const Layout& l;
+/// Rows of x and the tile they go to.
+struct TileOfX {
+  const float* x;
+  int rows;  ///< that exist
   char* packed;
-  int chunk, tile, row;
-  char* at(int step) const {  ///< the first part
-    const int block = step >> l.shift;
-    return packed + l.at(chunk, block, tile) + (step - (block << l.shift)) * kTileBytes +
-           row * kRowBytes;
-  }
-  ptrdiff_t part_bytes(int step) const { return l.block_steps(step >> l.shift) * kTileBytes; }
+  int chunk, tile;
 };
 
-/// 16 x 16 dwords, rows and columns exchanged.
-inline void turn(char* square, ptrdiff_t row_bytes) {
-  f32v v[W];
+/// 16 rows of 64 bytes as a tile, turned: dwords of rows and columns exchanged.
+template <bool kTurned>
+void store_tile(f32v (&v)[W], char* to) {
+  if constexpr (kTurned) transpose(v);
 #pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) v[i] = load((const float*)(square + i * row_bytes));
-  transpose(v);
-#pragma GCC unroll 16
-  for (int i = 0; i < W; ++i) store((float*)(square + i * row_bytes), v[i]);
+  for (int i = 0; i < kRows; ++i) store((float*)(to + i * kRowBytes), v[i]);
 }
 
+/// A tile goes from x to where it stays by way of registers or L1. Row by row, turned at the end,
+/// it went to L2 and back, bf16 at 0.5 to 0.8 of the speed.
 template <class Family>
 void pack(const MatmulArgs& a, int begin, int end, void* packed) {
   const Layout l = layout_of<Family>(a);
   auto* rows = (typename Family::Row*)((char*)packed + l.chunks * l.chunk_bytes());
   for (int unit = begin; unit < end; ++unit) {
     const int chunk = unit / l.tiles, tile = unit % l.tiles;
-    for (int r = 0; r < kRows; ++r) {
-      const PackedRow to = {l, (char*)packed, chunk, tile, r};
-      const int m = chunk * l.chunk_rows + tile * kRows + r;
-      if (m < a.rows) {
-        rows[m] = Family::pack_row(a, a.x + m * a.x_stride, to);
-        continue;
-      }
-      for (int step = 0; step < l.steps; ++step)
-        for (int part = 0; part < l.parts; ++part)
-          __builtin_memset(to.at(step) + part * to.part_bytes(step), 0, kRowBytes);
-    }
-    if (!Family::Unit::kTurned) continue;
-    const PackedRow first = {l, (char*)packed, chunk, tile, 0};
-    for (int step = 0; step < l.steps; ++step)
-      for (int part = 0; part < l.parts; ++part)
-        turn(first.at(step) + part * first.part_bytes(step), kRowBytes);
+    const int m = chunk * l.chunk_rows + tile * kRows, left = a.rows - m;
+    const int n = left < 0 ? 0 : left < kRows ? left : kRows;
+    Family::pack_tile(a, l, {a.x + m * a.x_stride, n, (char*)packed, chunk, tile}, rows + m);
   }
 }
 
