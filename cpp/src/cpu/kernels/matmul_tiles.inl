@@ -172,14 +172,9 @@ Plan plan_of(const MatmulArgs& a) {
   return p;
 }
 
-template <class Family>
-size_t scratch(const MatmulArgs& a) {
-  const Plan p = plan_of<Family>(a);
-  return (size_t)(p.panels_bytes() + p.sum_bytes(Family::Unit::kMaxGroup)) + Family::kSpareBytes;
-}
-
-/// Outputs of `outputs` whose sums wait in L2 for the next band: of 256 rows 256 KiB. If x of all
-/// bands does not stay in L2 meanwhile, more of them, so that fewer groups bring it from L3.
+/// How many of `outputs` wait in L2 for the next band with their sums: of 256 rows 256 KiB. If x of
+/// all bands does not stay there meanwhile, more, so that fewer groups bring it from L3. The most
+/// is that of one output.
 template <class Family>
 int group_of(const Layout& l, int outputs) {
   constexpr int kLeast = 256, kMost = Family::Unit::kMaxGroup;
@@ -187,6 +182,12 @@ int group_of(const Layout& l, int outputs) {
   if (l.chunk_rows < 128 || l.chunk_bytes() <= kStays) return kLeast;
   const int group = outputs <= kMost || l.chunk_bytes() > 2 * kStays ? kMost : kMost / 2;
   return group > kLeast ? group : kLeast;
+}
+
+template <class Family>
+size_t scratch(const MatmulArgs& a) {
+  const Plan p = plan_of<Family>(a);
+  return (size_t)(p.panels_bytes() + p.sum_bytes(group_of<Family>(p.l, 1))) + Family::kSpareBytes;
 }
 
 /// A panel of outputs and a block of inputs.
@@ -248,7 +249,7 @@ struct Stages {
     const int first = l.band_begin(s.band), steps = l.band_steps(s.band);
     const int k0 = (first << l.shift) * Family::kInputs;
     const int left = (s.chunk < l.chunks ? end : a.out) - s.j, most = panels * kPanelCols;
-    const int columns = s.columns < kPanelCols || left < most ? (left < 0 ? 0 : left) : most;
+    const int columns = left < 0 ? 0 : left < most ? left : most;
     return PanelAhead::of(a, s.j, columns, k0, depth_of(k0, steps));
   }
   int groups() const { return (end - begin + group_outputs - 1) / group_outputs; }
@@ -338,7 +339,7 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   const Layout& l = p.l;
   char* panels = (char*)scratch;
   char* sums = panels + p.panels_bytes();
-  char* spare = sums + p.sum_bytes(Family::Unit::kMaxGroup);
+  char* spare = sums + p.sum_bytes(group_of<Family>(l, 1));
   const int group = group_of<Family>(l, end - begin);
   const MatmulArgs at_the_end = Family::at_the_end(a);
   const int next_tile = Family::kSumsPerPart ? 1 : l.parts;  // in parts
