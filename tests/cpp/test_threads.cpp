@@ -271,27 +271,27 @@ TEST_CASE("every unit of shared work is taken once, by whoever has time") {
   }
 }
 
+std::vector<int> pieces_of_first(Shares& shares, int parts) {
+  int begin = 0;
+  int end = 0;
+  std::vector<int> owned;
+  while (shares.take(0, 2, begin, end, parts)) owned.push_back(end - begin);
+  CHECK(!shares.take(1, 2, begin, end, parts));
+  return owned;
+}
+
 TEST_CASE("a thread finishes what another has not begun") {
   Shares shares(2);
   shares.give(0, 0, 10);
   shares.give(1, 10, 20);
-  int begin = 0;
-  int end = 0;
-  std::vector<int> owned;
-  while (shares.take(0, 2, begin, end)) owned.push_back(end - begin);
-  CHECK(owned == std::vector<int>{5, 3, 2, 5, 3, 2});
-  CHECK(!shares.take(1, 2, begin, end));
+  CHECK(pieces_of_first(shares, 2) == std::vector<int>{5, 3, 2, 5, 3, 2});
 }
 
 TEST_CASE("a thread may begin with more than half of its share") {
   Shares shares(2);
   shares.give(0, 0, 16);
   shares.give(1, 16, 26);
-  int begin = 0;
-  int end = 0;
-  std::vector<int> owned;
-  while (shares.take(0, 2, begin, end, 4)) owned.push_back(end - begin);
-  CHECK(owned == std::vector<int>{12, 3, 1, 5, 3, 2});
+  CHECK(pieces_of_first(shares, 4) == std::vector<int>{12, 3, 1, 5, 3, 2});
 }
 
 TEST_CASE("quantising a matrix asks between its pieces whether to go on") {
