@@ -4,8 +4,9 @@
 //
 // The work goes in stages: a panel of W and a block of inputs, for a chunk of up to kChunkRows rows
 // of x. The panel is expanded into L1, where pairs of tiles of x pass it from L2; W of the next
-// panel is asked for meanwhile. The blocks of a band of inputs follow each other: its x stays in L2
-// for all panels, and W is read in runs of 2 KiB, 1 KiB of int8.
+// panel is asked for meanwhile. If W is input-major, the panels that have a line of an input, or
+// two, are expanded together and wait in L2. The blocks of a band of inputs follow each other: its
+// x stays in L2 for all panels, and W is read in runs of 2 KiB, 1 KiB of int8.
 //
 // A family says what the tiles hold: how x is packed, how W is expanded, what the sums mean. Its
 // unit multiplies them, a block of 2^kShift steps at most. A unit is `turned` if its tiles of x,
