@@ -108,7 +108,9 @@ EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 WORDS = ("avx2",)  # products in integers of 16 bits
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
-FEW_ROWS = {"bf16": 7, "int8": 9, "mm8": 9}  # from so many rows on AMX has `exact` products
+# From so many rows on AMX has `exact` products; of W input-major from 9, of int4 so from 16.
+FEW_ROWS = {"bf16": 7, "int8": 7, "mm8": 7, "int4": 5}
+MORE_ROWS = 32  # of int4 in strips, up to which W is not rounded
 
 
 def targets() -> list[Target]:
@@ -145,7 +147,7 @@ def rounding(
         bits = {"fp16": 11, "bf16": 8}.get(dtype, 0)
         return 2.0 ** -(2 * bits if rows <= 8 else bits) if bits else 0.0
     if rows < NARROW_ROWS:
-        few = target.isa in AMX and dtype == "bf16" and rows >= FEW_ROWS[dtype]
+        few = target.isa in AMX and dtype in ("bf16", "int4") and rows >= FEW_ROWS[dtype]
         return 2.0**-17 if few else 0.0
     if target.isa not in (*AMX, DOTS):
         return 0.0

@@ -25,6 +25,10 @@ static_assert(sizeof(TileConfig) == 64);
 /// object.
 constexpr TileConfig kTileConfig = {
     1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+/// With R rows in all tiles but 4 and 5: what is multiplied with those takes R cycles.
+template <int R>
+constexpr TileConfig kTileConfigOf = {
+    1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {R, R, R, R, 16, 16, R, R}};
 
 #if !defined(WKV_EMULATED_AMX)
 

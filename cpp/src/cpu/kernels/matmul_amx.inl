@@ -4,6 +4,7 @@
 
 #include "cpu/kernels/amx.inl"
 #include "cpu/kernels/matmul_bf16.inl"
+#include "cpu/kernels/matmul_few_int4.inl"
 #include "cpu/kernels/matmul_int8.inl"
 
 namespace wkv::cpu {
@@ -160,19 +161,30 @@ struct AmxUnit {
   }
 };
 
-/// From so many rows on weights that bf16 or a byte holds are multiplied as `exact` says, which two
-/// or three products of tiles do sooner than gemv. Tokens/s of v7:24x1024 on Granite Rapids, two
-/// threads, with gemv and so: bf16 7 streams 140 and 149, 15 streams 183 and 297; int8 7 streams
-/// 176 and 152, 8 streams 174 and 170, 12 streams 200 and 249. What wants both operands in parts
-/// takes longer so: 16 rows of 2048 x 2048 in fp16 821 us, gemv 692.
-inline int least_rows(int type) {
-  if (type == kWeightBF16) return 7;
-  return type == kWeightI8 || type == kWeightU8 ? 9 : kMinRows;
+/// From so many rows on weights that bf16, a byte or four bits hold are multiplied as `exact` says,
+/// which two or three products of tiles do sooner than gemv. What wants both operands in parts
+/// takes longer so: 16 rows of 2048 x 2048 in fp16 821 us, gemv 692 (Granite Rapids, two threads).
+inline int least_rows(const MatmulArgs& a) {
+  switch (a.type) {
+    case kWeightBF16:
+      return 7;
+    case kWeightI8:
+    case kWeightU8:
+      return a.input_major ? 9 : 7;
+    case kWeightI4:
+      return a.input_major ? kMinRows : 5;
+    default:
+      return kMinRows;
+  }
 }
+/// Of int4 in strips FewInt4 takes so many.
+constexpr int kFewRows = 2 * kRows;
 
 /// W in rows is turned: it need not be transposed, x is, once for all of W.
 inline const GemmKernels* amx_gemm(const MatmulArgs& a) {
-  if (a.rows < least_rows(a.type)) return nullptr;
+  if (a.rows < least_rows(a)) return nullptr;
+  if (a.type == kWeightI4 && !a.input_major && a.rows <= kFewRows)
+    return &FewInt4<Floats<AmxUnit<DotBF16, false>>>::kKernels;
   if (a.type == kWeightI8 || a.type == kWeightU8) {
     if (!takes_codes(a)) return nullptr;
     if (a.type == kWeightI8)

@@ -177,18 +177,26 @@ struct Floats {
   static const MatmulArgs& at_the_end(const MatmulArgs& a) { return a; }
 
   static void pack_tile(const MatmulArgs& a, const Layout& l, const TileOfX& to, Row* rows) {
-    for (int i = 0; i < to.rows; ++i)
-      rows[i] = {needs_sums(a.scales) ? row_sums(a.scales, to.x + i * a.x_stride, a.in)
-                                      : RowSums{}};
-    for (int block = 0, k = 0; block < l.blocks(); ++block) {
-      const int steps = l.block_steps(block);
-      char* at = to.packed + l.at(to.chunk, block, to.tile);
-      for (int step = 0; step < steps; ++step, k += kInputs, at += kTileBytes)
-        for (int part = 0; part < l.parts; ++part)
-          pack_step(a, to, k, part, at + part * steps * kTileBytes);
-    }
+    pack_sums(a, to.x, to.rows, rows);
+    for (int block = 0; block < l.blocks(); ++block) pack_block(a, l, to, block, in_order);
   }
-  static void pack_step(const MatmulArgs& a, const TileOfX& x, int k, int part, char* to) {
+  static void pack_sums(const MatmulArgs& a, const float* x, int n, Row* rows) {
+    for (int i = 0; i < n; ++i)
+      rows[i] = {needs_sums(a.scales) ? row_sums(a.scales, x + i * a.x_stride, a.in) : RowSums{}};
+  }
+  template <class Arranged>
+  static void pack_block(const MatmulArgs& a, const Layout& l, const TileOfX& to, int block,
+                         Arranged arranged) {
+    const int steps = l.block_steps(block);
+    int k = (block << l.shift) * kInputs;
+    char* at = to.packed + l.at(to.chunk, block, to.tile);
+    for (int step = 0; step < steps; ++step, k += kInputs, at += kTileBytes)
+      for (int part = 0; part < l.parts; ++part)
+        pack_step(a, to, k, part, at + part * steps * kTileBytes, arranged);
+  }
+  template <class Arranged>
+  static void pack_step(const MatmulArgs& a, const TileOfX& x, int k, int part, char* to,
+                        Arranged arranged) {
     f32v v[W];
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
@@ -203,7 +211,7 @@ struct Floats {
         first = remainder(first, _mm512_castsi512_si256(high));
         second = remainder(second, _mm512_extracti64x4_epi64(high, 1));
       }
-      v[i] = (f32v)to_bf16(first, second);
+      v[i] = (f32v)arranged(to_bf16(first, second));
     }
     store_tile<Unit::kTurned>(v, to);
   }
