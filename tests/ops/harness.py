@@ -108,9 +108,9 @@ EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 WORDS = ("avx2",)  # products in integers of 16 bits
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
-# From so many rows on AMX has `exact` products; of W input-major from 9, of int4 so from 16.
+# From so many rows on AMX has `exact` products; with codes input-major from 9.
 FEW_ROWS = {"bf16": 7, "int8": 7, "mm8": 7, "int4": 5}
-MORE_ROWS = 32  # of int4 in strips, up to which W is not rounded
+MORE_ROWS = 32  # up to which int4 codes are multiplied and scaled then; input-major 16
 
 
 def targets() -> list[Target]:

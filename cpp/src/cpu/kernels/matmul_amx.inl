@@ -172,19 +172,22 @@ inline int least_rows(const MatmulArgs& a) {
     case kWeightU8:
       return a.input_major ? 9 : 7;
     case kWeightI4:
-      return a.input_major ? kMinRows : 5;
+      return a.input_major ? 9 : 5;
     default:
       return kMinRows;
   }
 }
-/// Of int4 in strips FewInt4 takes so many.
-constexpr int kFewRows = 2 * kRows;
+/// How many rows with int4 weights are multiplied by codes alone, and scaled then.
+inline int most_few_rows(const MatmulArgs& a) { return a.input_major ? kRows : 2 * kRows; }
 
 /// W in rows is turned: it need not be transposed, x is, once for all of W.
 inline const GemmKernels* amx_gemm(const MatmulArgs& a) {
   if (a.rows < least_rows(a)) return nullptr;
-  if (a.type == kWeightI4 && !a.input_major && a.rows <= kFewRows)
-    return &FewInt4<Floats<AmxUnit<DotBF16, false>>>::kKernels;
+  if (a.type == kWeightI4 && a.rows <= most_few_rows(a)) {
+    using Family = Floats<AmxUnit<DotBF16, false>>;
+    return a.input_major ? &FewInt4<Family, InRows4>::kKernels
+                         : &FewInt4<Family, InStrips>::kKernels;
+  }
   if (a.type == kWeightI8 || a.type == kWeightU8) {
     if (!takes_codes(a)) return nullptr;
     if (a.type == kWeightI8)
