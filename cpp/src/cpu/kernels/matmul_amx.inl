@@ -73,7 +73,56 @@ struct AmxUnit {
     kOf[row_tiles - 1][kind](sweeps, count, steps, next, sums, next_sums, add, ahead, lines);
   }
 
+  /// Sums of 32 outputs with one tile of x, of its parts together or each.
+  template <bool PerPart>
+  static void run_once(const RowsOfW& of, char* sums, bool add, PanelAhead& ahead, int lines) {
+    if (of.parts == 1)
+      once<1, PerPart>(of, sums, add, ahead, lines);
+    else
+      once<2, PerPart>(of, sums, add, ahead, lines);
+  }
+
  private:
+  /// f.operator()<C>(where the sums of tile C are) for tiles 0 to Tiles - 1: halves, then parts.
+  template <int Tiles, class F>
+  __attribute__((always_inline)) static void for_sums(char* sums, F f) {
+    f.template operator()<0>(sums);
+    f.template operator()<1>(sums + kRowBytes);
+    if constexpr (Tiles > 2) {
+      f.template operator()<2>(sums + kStepBytes);
+      f.template operator()<3>(sums + kStepBytes + kRowBytes);
+    }
+  }
+
+  template <int Parts, bool PerPart>
+  __attribute__((noinline)) static void once(const RowsOfW& of, char* sums, bool add,
+                                             PanelAhead& ahead, int lines) {
+    using D = Dot<Turned>;
+    constexpr int kSums = PerPart ? 2 * Parts : 2, kNext = PerPart ? 2 : 0;
+    for_sums<kSums>(sums, [=]<int C>(char* at) {
+      if (add)
+        tile_load<C>(at, kPanelRowBytes);
+      else
+        tile_zero<C>();
+    });
+    const char *x = of.x, *rows = of.rows;
+    for (int step = 0; step < of.steps; ++step, x += kTileBytes, rows += kRowBytes) {
+      tile_stream<6>(rows, of.row_bytes);
+      tile_load<4>(x, kRowBytes);
+      if constexpr (Parts > 1) {
+        tile_load<5>(x + of.part_bytes, kRowBytes);
+        D::template run<kNext, 5, 6>();
+      }
+      D::template run<0, 4, 6>();
+      ahead.ask(lines >> 1);
+      tile_stream<7>(rows + kRows * of.row_bytes, of.row_bytes);
+      if constexpr (Parts > 1) D::template run<kNext + 1, 5, 7>();
+      D::template run<1, 4, 7>();
+      ahead.ask((lines + 1) >> 1);
+    }
+    for_sums<kSums>(sums, []<int C>(char* at) { tile_store<C>(at, kPanelRowBytes); });
+  }
+
   // Kinds of run. kInRows: the first sweep takes W from where it lies, and asks for nothing. kAsks:
   // a line of W is asked for after each product; more at once hold up the loads of tiles behind
   // them.
