@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,11 @@ def test_versions_agree() -> None:
     bench = shutil.which("wkv_bench")
     if bench is not None:
         assert run(bench, "--version").stdout == f"wkv_bench {declared}\n"
+
+
+def test_every_folder_of_tests_is_searched(pytestconfig: pytest.Config) -> None:
+    """pytest passes over folders of some names, `build` among them, without a word."""
+    passed_over = pytestconfig.getini("norecursedirs")
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        folders = path.relative_to(ROOT).parts[:-1]
+        assert not [f for f in folders for pattern in passed_over if fnmatch(f, pattern)], path
