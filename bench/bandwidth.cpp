@@ -52,8 +52,8 @@ double thread_cpu_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-/// Fills `rates` [2][kSamples] with GB/s, negative where another process took a CPU away. Returns
-/// false if there is no memory.
+/// Fills `rates` [kReadLoops][kSamples] with GB/s, negative where another process took a CPU away.
+/// Returns false if there is no memory.
 bool read_memory(int threads, double* rates) {
   const std::size_t slice = footprint_bytes() / static_cast<std::size_t>(threads) / kBlock * kBlock;
   const std::size_t bytes = slice * static_cast<std::size_t>(threads);
@@ -65,10 +65,10 @@ bool read_memory(int threads, double* rates) {
   data += (kHugePage - reinterpret_cast<std::uintptr_t>(data) % kHugePage) % kHugePage;
   madvise(data, bytes, MADV_HUGEPAGE);
 
-  const ReadLoop loops[2] = {plain_read_loop(), prefetching_read_loop()};
+  constexpr int kAll = kReadLoops * kSamples;
   std::barrier together(threads);
-  std::vector<std::atomic<double>> rate(2 * kSamples);
-  std::vector<std::atomic<bool>> disturbed(2 * kSamples);
+  std::vector<std::atomic<double>> rate(kAll);
+  std::vector<std::atomic<bool>> disturbed(kAll);
   std::atomic<float> sink{0};
   auto work = [&](int index) {
     pin(index);
@@ -77,14 +77,14 @@ bool read_memory(int threads, double* rates) {
                 slice);  // first touch by the reader
     std::size_t at = 0;
     float sum = 0;
-    for (int sample = 0; sample < 2 * kSamples; ++sample) {
+    for (int sample = 0; sample < kAll; ++sample) {
       together.arrive_and_wait();
       const auto start = Clock::now();
       const double cpu = thread_cpu_seconds();
       std::size_t read = 0;
       double seconds = 0;
       while (seconds < kSampleSeconds) {
-        sum += loops[sample % 2](mine + at, kBlock);
+        sum += read_loop(sample % kReadLoops)(mine + at, kBlock);
         at = at + kBlock < slice ? at + kBlock : 0;
         read += kBlock;
         seconds = std::chrono::duration<double>(Clock::now() - start).count();
@@ -99,9 +99,9 @@ bool read_memory(int threads, double* rates) {
   for (int i = 0; i < threads; ++i) workers.emplace_back(work, i);
   for (std::thread& worker : workers) worker.join();
   munmap(mapping, bytes + kHugePage);
-  for (int loop = 0; loop < 2; ++loop)
+  for (int loop = 0; loop < kReadLoops; ++loop)
     for (int i = 0; i < kSamples; ++i) {
-      const auto slot = static_cast<std::size_t>(2 * i + loop);
+      const auto slot = static_cast<std::size_t>(kReadLoops * i + loop);
       rates[loop * kSamples + i] = (disturbed[slot].load() ? -1 : 1) * rate[slot].load();
     }
   return true;
@@ -136,7 +136,7 @@ bool read_all(int fd, void* data, std::size_t bytes) {
 [[noreturn]] void serve(int requests, int replies) {
   int threads = 0;
   while (read_all(requests, &threads, sizeof threads)) {
-    double rates[2 * kSamples] = {};
+    double rates[kReadLoops * kSamples] = {};
     const bool done = read_memory(threads, rates);
     if (!done || !write_all(replies, rates, sizeof rates)) break;
   }
@@ -169,23 +169,26 @@ BandwidthProbe::~BandwidthProbe() {
 }
 
 void BandwidthProbe::measure(int threads, BandwidthSamples& samples) {
-  double rates[2 * kSamples] = {};
+  double rates[kReadLoops * kSamples] = {};
   if (!write_all(to_child_, &threads, sizeof threads) ||
       !read_all(from_child_, rates, sizeof rates))
     throw std::runtime_error("the bandwidth probe found no memory for its buffer");
-  samples.plain.insert(samples.plain.end(), rates, rates + kSamples);
-  samples.prefetching.insert(samples.prefetching.end(), rates + kSamples, rates + 2 * kSamples);
+  for (int loop = 0; loop < kReadLoops; ++loop) {
+    const double* from = rates + loop * kSamples;
+    samples.of_loop[loop].insert(samples.of_loop[loop].end(), from, from + kSamples);
+  }
 }
 
 void BandwidthSamples::append(const BandwidthSamples& more) {
-  plain.insert(plain.end(), more.plain.begin(), more.plain.end());
-  prefetching.insert(prefetching.end(), more.prefetching.begin(), more.prefetching.end());
+  for (int loop = 0; loop < kReadLoops; ++loop)
+    of_loop[loop].insert(of_loop[loop].end(), more.of_loop[loop].begin(), more.of_loop[loop].end());
 }
 
 Figure BandwidthSamples::best() const {
-  const Figure a = undisturbed(plain);
-  const Figure b = undisturbed(prefetching);
-  return a.median > b.median ? a : b;
+  Figure best;
+  for (const std::vector<double>& samples : of_loop)
+    if (const Figure figure = undisturbed(samples); figure.median > best.median) best = figure;
+  return best;
 }
 
 }  // namespace wkv::bench

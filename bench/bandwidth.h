@@ -6,17 +6,17 @@
 #include <vector>
 
 #include "figure.h"
+#include "read_loops.h"
 
 namespace wkv::bench {
 
 /// GB/s (10^9 bytes) of all threads together, one sample per tenth of a second; negative where
 /// another process took a CPU away meanwhile.
 struct BandwidthSamples {
-  std::vector<double> plain;
-  std::vector<double> prefetching;
+  std::vector<double> of_loop[kReadLoops];
 
   void append(const BandwidthSamples& more);
-  /// Of the faster loop, disturbed samples left out while others remain.
+  /// Of the fastest loop, disturbed samples left out while others remain.
   Figure best() const;
 };
 

@@ -25,6 +25,7 @@ float sum_scalar(const char* data, size_t bytes) {
 #if defined(__x86_64__)
 
 constexpr size_t kAhead = 1024;  // bytes
+constexpr size_t kStreams = 4;
 
 __attribute__((target("avx2"))) float sum_avx2(const char* data, size_t bytes) {
   __m256 sums[kAccumulators];
@@ -47,6 +48,21 @@ __attribute__((target("avx2"))) float sum_avx2_prefetching(const char* data, siz
         const char* at = streams[s] + i + 32 * j;
         if (j % 2 == 0) _mm_prefetch(at + kAhead, _MM_HINT_T0);
         __m256& sum = sums[s * kAccumulators / 2 + j];
+        sum = _mm256_add_ps(sum, _mm256_load_ps(reinterpret_cast<const float*>(at)));
+      }
+  for (size_t j = 1; j < kAccumulators; ++j) sums[0] = _mm256_add_ps(sums[0], sums[j]);
+  return sums[0][0] + sums[0][7];
+}
+
+__attribute__((target("avx2"))) float sum_avx2_streaming(const char* data, size_t bytes) {
+  const size_t stream = bytes / kStreams;
+  __m256 sums[kAccumulators];
+  for (__m256& s : sums) s = _mm256_setzero_ps();
+  for (size_t i = 0; i < stream; i += 64)
+    for (size_t s = 0; s < kStreams; ++s)
+      for (size_t j = 0; j < 2; ++j) {
+        const char* at = data + s * stream + i + 32 * j;
+        __m256& sum = sums[2 * s + j];
         sum = _mm256_add_ps(sum, _mm256_load_ps(reinterpret_cast<const float*>(at)));
       }
   for (size_t j = 1; j < kAccumulators; ++j) sums[0] = _mm256_add_ps(sums[0], sums[j]);
@@ -79,22 +95,31 @@ __attribute__((target("avx512f"))) float sum_avx512_prefetching(const char* data
   return sums[0][0] + sums[0][15];
 }
 
+__attribute__((target("avx512f"))) float sum_avx512_streaming(const char* data, size_t bytes) {
+  const size_t stream = bytes / kStreams;
+  __m512 sums[kAccumulators];
+  for (__m512& s : sums) s = _mm512_setzero_ps();
+  for (size_t i = 0; i < stream; i += 128)
+    for (size_t s = 0; s < kStreams; ++s)
+      for (size_t j = 0; j < 2; ++j) {
+        __m512& sum = sums[2 * s + j];
+        sum = _mm512_add_ps(sum, _mm512_load_ps(data + s * stream + i + 64 * j));
+      }
+  for (size_t j = 1; j < kAccumulators; ++j) sums[0] = _mm512_add_ps(sums[0], sums[j]);
+  return sums[0][0] + sums[0][15];
+}
+
 #endif
 
 }  // namespace
 
-ReadLoop plain_read_loop() {
+ReadLoop read_loop([[maybe_unused]] int which) {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return sum_avx512;
-  if (__builtin_cpu_supports("avx2")) return sum_avx2;
-#endif
-  return sum_scalar;
-}
-
-ReadLoop prefetching_read_loop() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) return sum_avx512_prefetching;
-  if (__builtin_cpu_supports("avx2")) return sum_avx2_prefetching;
+  constexpr ReadLoop kAvx512[kReadLoops] = {sum_avx512, sum_avx512_prefetching,
+                                            sum_avx512_streaming};
+  constexpr ReadLoop kAvx2[kReadLoops] = {sum_avx2, sum_avx2_prefetching, sum_avx2_streaming};
+  if (__builtin_cpu_supports("avx512f")) return kAvx512[which];
+  if (__builtin_cpu_supports("avx2")) return kAvx2[which];
 #endif
   return sum_scalar;
 }

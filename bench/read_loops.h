@@ -8,10 +8,10 @@ namespace wkv::bench {
 /// Sums `bytes` (a multiple of 2048) at `data` (64-byte aligned). The sum keeps the loads alive.
 typedef float (*ReadLoop)(const char* data, size_t bytes);
 
-/// Vector loads over one stream, with the widest registers of this processor.
-ReadLoop plain_read_loop();
-/// The same over two streams side by side, each prefetched 1 KiB ahead: 5-10 % more on some cores,
-/// less on others.
-ReadLoop prefetching_read_loop();
+constexpr int kReadLoops = 3;
+/// With the widest registers of this processor: 0, vector loads over one stream; 1, over two side
+/// by side, each prefetched 1 KiB ahead, 5-10 % more on some cores, less on others; 2, over four,
+/// 30 % more on Zen 3.
+ReadLoop read_loop(int which);
 
 }  // namespace wkv::bench

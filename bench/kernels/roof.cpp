@@ -167,14 +167,16 @@ double read_bandwidth(int threads, double seconds) {
   std::vector<std::size_t> at(static_cast<std::size_t>(threads));
   std::atomic<float> sink{0};
   double best = 0;
-  for (const ReadLoop loop : {plain_read_loop(), prefetching_read_loop()})
-    best = std::max(best, together(threads, seconds / 2, [&](int i) {
+  for (int which = 0; which < kReadLoops; ++which) {
+    const ReadLoop loop = read_loop(which);
+    best = std::max(best, together(threads, seconds / kReadLoops, [&](int i) {
                       std::size_t& offset = at[static_cast<std::size_t>(i)];
                       offset = (offset + kBlock) % part;
                       const char* base = static_cast<const char*>(memory.data());
                       sink.store(loop(base + part * static_cast<std::size_t>(i) + offset, kBlock));
                       return static_cast<double>(kBlock);
                     }));
+  }
   return best;
 }
 

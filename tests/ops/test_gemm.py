@@ -213,6 +213,39 @@ def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
 
 @each_target
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8"])
+@pytest.mark.parametrize("inner", [300, 512, 801, 4096, 4133, 9000])
+def test_four_streams_give_the_bits_of_one(target: Target, dtype: str, inner: int) -> None:
+    """Whatever the outputs of a thread: of 32 a stream has 8, of 43 some are left over."""
+    rng = np.random.default_rng(inner)
+    out = 171
+    x = rng.standard_normal(inner).astype(np.float32)
+    if dtype in ("int8", "mm8"):
+        least, most = (-127, 127) if dtype == "int8" else (0, 255)
+        codes = rng.integers(least, most, (out, inner), endpoint=True)
+        w = codes.astype(np.int8 if dtype == "int8" else np.uint8)
+        decoded = w.astype(np.float64)
+    else:
+        w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+        decoded = values(w, dtype)
+
+    def row(four_streams: bool, outputs: int) -> F32:
+        y = load_ops().gemv_row(
+            target.isa, x, w, dtype, out, (4096, 0), four_streams=four_streams, range=outputs
+        )
+        return np.asarray(y)
+
+    four = row(True, out)
+    check(four[None, :], x[None, :], decoded)
+    for outputs in (32, 64, 128):
+        np.testing.assert_array_equal(row(True, outputs), four)
+    if inner <= 4096:  # longer rows are taken in fours or in pieces otherwise
+        np.testing.assert_array_equal(row(False, out), four)
+    x[7] = np.inf
+    assert not np.isfinite(row(True, out)).all()
+
+
+@each_target
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8"])
 def test_a_row_has_the_same_bits_whatever_is_asked_for_ahead(target: Target, dtype: str) -> None:
     """Rows of 511 and 512 inputs, of one segment and of several, whose last is a piece."""
     rng = np.random.default_rng(11)

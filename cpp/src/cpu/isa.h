@@ -26,6 +26,9 @@ StreamAhead stream_ahead(int type) noexcept;
 /// The same of two streams that a thread reads by turns; 0, 0 where one is better.
 StreamAhead two_streams_ahead(int type) noexcept;
 
+/// Whether a thread reads weights of that type in four streams by turns, with one row of x.
+bool four_streams(int type) noexcept;
+
 /// MatmulArgs::segment for this processor.
 int segment_inputs() noexcept;
 

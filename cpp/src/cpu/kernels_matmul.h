@@ -74,6 +74,7 @@ struct MatmulArgs {
   StreamAhead two_ahead;  ///< of int4 in two streams by turns; 0, 0: in one
   int segment;            ///< inputs whose x, as floats, leaves room in L1: kSegment or more
   int precision;          ///< a PrecisionCode: what `narrow` may do
+  bool four_streams;      ///< of other types and one row of x: four parts of W by turns, unasked
 };
 
 /// 16 KiB of x as floats, half of a small L1. A multiple of every kernel's step.

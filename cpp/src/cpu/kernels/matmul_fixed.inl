@@ -6,6 +6,7 @@
 
 #include "cpu/kernels/matmul_codes.inl"
 #include "cpu/kernels/matmul_epilogue.inl"
+#include "cpu/kernels/matmul_streams.inl"
 
 namespace wkv::cpu {
 namespace {
@@ -88,33 +89,63 @@ inline size_t fixed_x_bytes(int in) {
          fixed_segment_bytes<C>(in % kSegment);
 }
 
-/// Products of inputs [k0, k0 + n), those of a segment, of a row of W, to be added up. One row at a
-/// time: two share the loads of x but are two streams. GB/s of two threads of Zen 3, of 35: 21 with
-/// two rows, 28 with one.
-template <class C, class Asking>
-inline __attribute__((always_inline)) f32v fixed_row(const MatmulArgs& a, int row,
-                                                     const unsigned char* x, int k0, int n,
-                                                     Asking ask) {
-  typename C::Sums sums(x);
+/// Products of inputs [k0, k0 + n), those of a segment, of S rows of W, `row` and those `apart`
+/// rows behind each other, to be added up: lanes[s stride]. A line of each by turns; more registers
+/// than there are would be needed for the x that they share. Two rows in a row are two streams as
+/// well: GB/s of two threads of Zen 3, of 35: 21 with two rows, 28 with one.
+template <class C, int S, class Asking>
+inline __attribute__((always_inline)) void fixed_rows(const MatmulArgs& a, int row, int apart,
+                                                      const unsigned char* x, int k0, int n,
+                                                      Asking ask, f32v* lanes, ptrdiff_t stride) {
+  typename C::Sums sums[S];
+  const unsigned char* w[S];
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) {
+    sums[s].start(x);
+    w[s] = (const unsigned char*)a.w + (row + (ptrdiff_t)s * apart) * a.row_bytes + k0;
+  }
   x += C::kHeadBytes;
-  const unsigned char* w = (const unsigned char*)a.w + row * a.row_bytes + k0;
   static_assert(C::kInputs == 64);  // a line
   int k = 0;
-  for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes, w += C::kInputs) {
-    ask(w);
-    sums.step(w, x);
+  for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes) {
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s, w[s - 1] += C::kInputs) {
+      ask(w[s]);
+      sums[s].step(w[s], x);
+      // GCC 12 would keep x in registers and the sums in memory.
+      if constexpr (S > 1) asm volatile("" ::: "memory");
+    }
   }
   if (k < n) {
     // x has zeros past the end of a row, so that what follows there in W need not be cut off.
     const ptrdiff_t codes = (a.out - 1) * a.row_bytes + a.in;
-    unsigned char tail[C::kInputs] = {};
-    if (w + C::kInputs > (const unsigned char*)a.w + codes) {
-      __builtin_memcpy(tail, w, (size_t)(n - k));
-      w = tail;
+#pragma GCC unroll 4
+    for (int s = 0; s < S; ++s) {  // not unrolled, all sums would stay in memory
+      unsigned char tail[C::kInputs] = {};
+      if (w[s] + C::kInputs > (const unsigned char*)a.w + codes) {
+        __builtin_memcpy(tail, w[s], (size_t)(n - k));
+        w[s] = tail;
+      }
+      sums[s].step(w[s], x);
     }
-    sums.step(w, x);
   }
-  return sums.lanes();
+#pragma GCC unroll 4
+  for (int s = 0; s < S; ++s) lanes[s * stride] = sums[s].lanes();
+}
+
+/// The same of `n` inputs, any number of segments.
+template <class C, int S, class Asking>
+inline __attribute__((always_inline)) void fixed_pieces(const MatmulArgs& a, int row, int apart,
+                                                        const unsigned char* x, int k0, int n,
+                                                        Asking ask, f32v* lanes, ptrdiff_t stride) {
+  x += (k0 / kSegment) * fixed_segment_bytes<C>(kSegment);
+  fixed_rows<C, S>(a, row, apart, x, k0, n < kSegment ? n : kSegment, ask, lanes, stride);
+  for (int k = kSegment; k < n; k += kSegment) {
+    f32v more[S];
+    x += fixed_segment_bytes<C>(kSegment);
+    fixed_rows<C, S>(a, row, apart, x, k0 + k, n - k < kSegment ? n - k : kSegment, ask, more, 1);
+    for (int s = 0; s < S; ++s) lanes[s * stride] += more[s];
+  }
 }
 
 /// x of the product; false if fixed point does not hold it.
@@ -132,32 +163,46 @@ bool prepare_fixed_typed(const MatmulArgs& a, GemvHead* head, unsigned char* x) 
   return true;
 }
 
+/// Outputs [begin, begin + kStreams apart), whole rows, bit for bit as one after the other.
+template <class C>
+void fixed_by_turns(const MatmulArgs& a, int begin, int apart, const GemvHead& head,
+                    const unsigned char* x) {
+  multiply_streams(a, head.sums, begin, apart,
+                   [&](int j, int n, float(&products)[kStreams][kOutBlock]) {
+                     f32v lanes[kStreams][kOutBlock];
+                     for (int r = 0; r < n; ++r) {
+                       fixed_pieces<C, kStreams>(a, j + r, apart, x, 0, a.in, AskNothing{},
+                                                 lanes[0] + r, kOutBlock);
+                     }
+                     for (int s = 0; s < kStreams; ++s) {
+                       sum_each(lanes[s], n, products[s]);
+                       for (int r = 0; r < n; ++r) products[s][r] *= head.step;
+                     }
+                   });
+}
+
 /// kRowByRow: the lanes of a row are added up when it ends, not those of many rows together.
 template <class C, bool kRowByRow, class Asking>
 void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& head,
                       const unsigned char* x, Asking ask) {
+  const int segment = a.four_streams ? a.in : a.segment;
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     ask_operands(a, j);
     float products[kOutBlock];
-    for (int k0 = 0; k0 < a.in; k0 += a.segment) {
-      const int piece = a.in - k0 < a.segment ? a.in - k0 : a.segment;
+    for (int k0 = 0; k0 < a.in; k0 += segment) {
+      const int piece = a.in - k0 < segment ? a.in - k0 : segment;
       // Of a piece of a row the same inputs of a row that follows, at least that many bytes on.
       if (piece < a.in) ask.ahead.l2 = (a.ahead.l2 + piece - 1) / piece * a.row_bytes;
       f32v lanes[kOutBlock];
       float totals[kOutBlock];
-      const auto segment = [&](int r, int k, int n) {
-        return fixed_row<C>(a, r, x + (k / kSegment) * fixed_segment_bytes<C>(kSegment), k, n, ask);
-      };
-      const int first = piece < kSegment ? piece : kSegment;
       for (int r = j; r < stop; ++r) {
-        f32v row = segment(r, k0, first);
-        for (int k = first; k < piece; k += kSegment)
-          row += segment(r, k0 + k, piece - k < kSegment ? piece - k : kSegment);
+        f32v row[1];
+        fixed_pieces<C, 1>(a, r, 0, x, k0, piece, ask, row, 1);
         if constexpr (kRowByRow)
-          totals[r - j] = sum(row);
+          totals[r - j] = sum(row[0]);
         else
-          lanes[r - j] = row;
+          lanes[r - j] = row[0];
       }
       if constexpr (!kRowByRow) sum_each(lanes, stop - j, totals);
       for (int r = 0; r < stop - j; ++r) {
@@ -172,6 +217,10 @@ void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& h
 template <class C>
 void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& head,
                       const unsigned char* x) {
+  if (const int apart = streams_apart(a, begin, end); apart > 0) {
+    fixed_by_turns<C>(a, begin, apart, head, x);
+    begin += kStreams * apart;
+  }
   with_ask(a.ahead, [&](auto ask) {
 #if defined(__AVX512F__)
     // To add up many rows together is less work, but nothing is asked for meanwhile. Granite

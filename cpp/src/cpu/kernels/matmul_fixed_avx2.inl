@@ -54,7 +54,7 @@ struct FixedByte {
     static_assert(kSegment <= 4096);
     __m256i high{}, low{};
 
-    explicit Sums(const unsigned char*) {}
+    static void start(const unsigned char*) {}
     inline __attribute__((always_inline)) void step(const unsigned char* row,
                                                     const unsigned char* x) {
 #pragma GCC unroll 2

@@ -53,7 +53,7 @@ struct FixedByte {
     // the loop.
     i32v digits[kDigits];
 
-    explicit Sums(const unsigned char* head) {
+    void start(const unsigned char* head) {
 #pragma GCC unroll 4
       for (int d = 0; d < kDigits; ++d) digits[d] = (i32v)load_bytes(head + 64 * d);
     }

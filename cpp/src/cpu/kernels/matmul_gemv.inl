@@ -7,6 +7,7 @@
 #include "cpu/kernels/matmul_epilogue.inl"
 #include "cpu/kernels/matmul_fixed.inl"
 #include "cpu/kernels/matmul_int4.inl"
+#include "cpu/kernels/matmul_streams.inl"
 
 namespace wkv::cpu {
 namespace {
@@ -81,6 +82,28 @@ struct Accumulators {
   }
 };
 
+/// The last inputs of a row, `n` of them, less than a step.
+template <class C, int RW, int RX>
+inline __attribute__((always_inline)) void add_rest(Accumulators<C, RW, RX>& acc,
+                                                    const unsigned char* (&rows)[RW],
+                                                    const float* x, ptrdiff_t xs, int n) {
+  constexpr int kHalf = kStep<C> / 2;  // 32 inputs with AVX-512: the rank of v7's smallest factors
+  if (n >= kHalf) {
+    acc.template step<C::kVectors / 2>(rows, x, xs);
+    n -= kHalf, x += kHalf;
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C> / 2;
+  }
+  if (n > 0) {
+    unsigned char tail[RW][kStepBytes<C> / 2] = {};
+    for (int r = 0; r < RW; ++r) {
+      __builtin_memcpy(tail[r], rows[r], (size_t)(n * 8 / C::kInputsPerByteX8));
+      rows[r] = tail[r];
+    }
+    acc.template step<C::kVectors / 2>(rows, x, xs);
+  }
+}
+
 /// Products of rows [row, row + RW) of W and RX rows of x, `xs` apart, lane by lane: [x row][weight
 /// row]. `ask`: for a single row of W; of several, each is followed RW rows below.
 template <class C, int RW, int RX, class Asking>
@@ -106,21 +129,7 @@ inline __attribute__((always_inline)) void tile_lanes(const MatmulArgs& a, int r
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;
   }
-  constexpr int kHalf = kStep<C> / 2;  // 32 inputs with AVX-512: the rank of v7's smallest factors
-  if (k + kHalf <= in) {
-    acc.template step<C::kVectors / 2>(rows, x, xs);
-    k += kHalf, x += kHalf;
-#pragma GCC unroll 4
-    for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C> / 2;
-  }
-  if (k < in) {
-    unsigned char tail[RW][kStepBytes<C> / 2] = {};
-    for (int r = 0; r < RW; ++r) {
-      __builtin_memcpy(tail[r], rows[r], (size_t)((in - k) * 8 / C::kInputsPerByteX8));
-      rows[r] = tail[r];
-    }
-    acc.template step<C::kVectors / 2>(rows, x, xs);
-  }
+  add_rest(acc, rows, x, xs, in - k);
 #pragma GCC unroll 8
   for (int m = 0; m < RX; ++m)
 #pragma GCC unroll 4
@@ -150,6 +159,29 @@ void dot_stream(const MatmulArgs& a, int row, int n, const float* x, float* prod
     for (int r = 0; r < n; ++r) tile_lanes<C, 1, 1>(a, row + r, x, 0, ask, lanes + r);
   });
   sum_each(lanes, n, products);
+}
+
+/// One row of x and rows of W `apart` outputs from each other, a step of each by turns; bit for bit
+/// as one after the other. `products`: see multiply_streams().
+template <class C>
+void dot_by_turns(const MatmulArgs& a, int row, int n, int apart, const float* x,
+                  float (*products)[kOutBlock]) {
+  f32v lanes[kStreams][kOutBlock];
+  for (int r = 0; r < n; ++r) {
+    Accumulators<C, 1, 1> acc[kStreams];
+    const unsigned char* rows[kStreams][1];
+    for (int s = 0; s < kStreams; ++s)
+      rows[s][0] = (const unsigned char*)a.w + (row + r + (ptrdiff_t)s * apart) * a.row_bytes;
+    int k = 0;
+    for (; k + kStep<C> <= a.in; k += kStep<C>)
+      for (int s = 0; s < kStreams; ++s, rows[s - 1][0] += kStepBytes<C>)
+        acc[s].step(rows[s], x + k, 0);
+    for (int s = 0; s < kStreams; ++s) {
+      add_rest(acc[s], rows[s], x + k, 0, a.in - k);
+      lanes[s][r] = acc[s].lanes(0, 0);
+    }
+  }
+  for (int s = 0; s < kStreams; ++s) sum_each(lanes[s], n, products[s]);
 }
 
 template <class C, int RW>
@@ -220,8 +252,14 @@ template <class C>
 void gemv_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
   const PreparedX<C> p(a, scratch);
   // An x that does not stay in L1 is read for four rows at once too: with 8192 inputs 96 % of 35
-  // GB/s and 80 % of 60, row by row 45 % of those.
-  const bool tiles = a.rows > 1 || a.in > a.segment;
+  // GB/s and 80 % of 60, row by row 45 % of those. Streams read by turns share what L2 brings.
+  const bool tiles = a.rows > 1 || (a.in > a.segment && !a.four_streams);
+  if (const int apart = streams_apart(a, begin, end); apart > 0) {
+    multiply_streams(a, p.sums[0], begin, apart, [&](int j, int n, auto& products) {
+      dot_by_turns<C>(a, j, n, apart, p.x, products);
+    });
+    begin += kStreams * apart;
+  }
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     ask_operands(a, j);

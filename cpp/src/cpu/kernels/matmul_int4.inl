@@ -338,7 +338,7 @@ struct PreparedX4 {
 /// right behind those; what is left over is read as one stream. 0: all of it is. Two streams near
 /// each other are slower than one (Granite Rapids, two threads, GB/s of a loop written to compare
 /// them: one stream 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
-inline int streams_apart(const MatmulArgs& a, int begin, int end) {
+inline int two_streams_apart(const MatmulArgs& a, int begin, int end) {
   constexpr ptrdiff_t kLeastBytes = 64 << 10;
   if (a.two_ahead.l1 == 0 || a.rows > 1) return 0;
   const int apart = (end - begin) / 2 / kOutBlock * kOutBlock;
@@ -374,7 +374,7 @@ constexpr int kMaxX4 = 1;
 void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_fixed) {
   PreparedX4 x(a, scratch);
 #if defined(__AVX512F__)
-  if (const int apart = is_fixed ? streams_apart(a, begin, end) : 0; apart > 0) {
+  if (const int apart = is_fixed ? two_streams_apart(a, begin, end) : 0; apart > 0) {
     two_streams_int4(a, x, begin, apart);
     begin += 2 * apart;
   }
