@@ -16,6 +16,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/quantised_parts.h"
+#include "ops/round_int4.h"
 
 namespace wkv::quantize {
 namespace {
@@ -331,44 +332,6 @@ void quantize_mm8(const Rows& w, Block& block, const Parallel& parallel) {
   }
 }
 
-/// Codes of one group for a scale, and how well they can fit: (w.q)^2 / q.q is what the best factor
-/// takes off the squared error.
-struct Fit {
-  float along = 0, square = 0;
-  float gain() const { return square > 0 ? along * along / square : 0.0f; }
-};
-
-Fit fit_int4(const float* v, float to_code) {
-  Fit fit;
-  for (int i = 0; i < kGroup; ++i) {
-    // Adding 1.5 * 2^23 rounds to an integer.
-    float code = (v[i] * to_code + 12582912.0f) - 12582912.0f;
-    code = code < -8 ? -8.0f : code > 7 ? 7.0f : code;
-    fit.along += v[i] * code;
-    fit.square += code * code;
-  }
-  return fit;
-}
-
-/// The scale of a group. The element of largest magnitude may become -8 (its sign is then that of
-/// the scale) or 7; between and beyond, 0.25 steps are tried, because clipping one element can pay
-/// by finer steps for the 31 others. Rounding to nearest alone is the try at 8.
-float scale_int4(const float* v) {
-  float extreme = 0;
-  for (int i = 0; i < kGroup; ++i)
-    if (std::fabs(v[i]) > std::fabs(extreme)) extreme = v[i];
-  if (extreme == 0) return 0;
-  float best_gain = 0, scale = 0;
-  for (const float sign : {-1.0f, 1.0f})
-    for (float at = 6.0f; at <= 9.5f; at += 0.25f) {
-      const float to_code = sign * at / extreme;
-      if (!std::isfinite(to_code)) continue;
-      const Fit fit = fit_int4(v, to_code);
-      if (fit.gain() > best_gain) best_gain = fit.gain(), scale = fit.along / fit.square;
-    }
-  return scale;
-}
-
 void quantize_int4(const Rows& w, Block& block, const Parallel& parallel) {
   const int groups = (w.in + kGroup - 1) / kGroup;
   block.make_codes(w, parallel, [&](int begin, int end) {
@@ -377,16 +340,10 @@ void quantize_int4(const Rows& w, Block& block, const Parallel& parallel) {
       w.read(o, v.data());
       unsigned char* codes = block.codes_of(o);
       for (int g = 0; g < groups; ++g) {
-        const float* part = v.data() + g * kGroup;
-        const std::uint16_t stored = f32_to_f16(scale_int4(part));
-        const float scale = f16_to_f32(stored);
+        const Int4Group group(v.data() + g * kGroup);
+        const std::uint16_t stored = f32_to_f16(group.scale());
         block.group_scale[size(o) * size(groups) + size(g)] = stored;
-        const auto code = [&](int i) {
-          const float level = scale != 0 ? std::nearbyint(part[i] / scale) : 0.0f;
-          return static_cast<unsigned>(std::min(7.0f, std::max(-8.0f, level)) + 8);
-        };
-        for (int i = 0; i < kGroup; i += 2)
-          codes[g * kGroup / 2 + i / 2] = static_cast<unsigned char>(code(i) | code(i + 1) << 4);
+        group.pack(f16_to_f32(stored), codes + g * kGroup / 2);
       }
     }
   });
