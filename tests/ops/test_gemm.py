@@ -211,6 +211,18 @@ def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
         np.testing.assert_array_equal(row(ahead, 2048), one)
 
 
+def row_weights(
+    rng: np.random.Generator, dtype: str, out: int, inner: int
+) -> tuple[NDArray[Any], F64]:
+    """Weights as gemv_row() takes them, and what they stand for; codes without scales."""
+    if dtype not in ("int8", "mm8"):
+        w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
+        return w, values(w, dtype)
+    least, most = (-127, 127) if dtype == "int8" else (0, 255)
+    codes = rng.integers(least, most, (out, inner), endpoint=True)
+    return codes.astype(np.int8 if dtype == "int8" else np.uint8), codes.astype(np.float64)
+
+
 @each_target
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8"])
 @pytest.mark.parametrize("inner", [300, 512, 801, 4096, 4133, 9000])
@@ -219,14 +231,7 @@ def test_four_streams_give_the_bits_of_one(target: Target, dtype: str, inner: in
     rng = np.random.default_rng(inner)
     out = 171
     x = rng.standard_normal(inner).astype(np.float32)
-    if dtype in ("int8", "mm8"):
-        least, most = (-127, 127) if dtype == "int8" else (0, 255)
-        codes = rng.integers(least, most, (out, inner), endpoint=True)
-        w = codes.astype(np.int8 if dtype == "int8" else np.uint8)
-        decoded = w.astype(np.float64)
-    else:
-        w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
-        decoded = values(w, dtype)
+    w, decoded = row_weights(rng, dtype, out, inner)
 
     def row(four_streams: bool, outputs: int) -> F32:
         y = load_ops().gemv_row(
@@ -251,14 +256,7 @@ def test_a_row_has_the_same_bits_whatever_is_asked_for_ahead(target: Target, dty
     rng = np.random.default_rng(11)
     for out, inner in ((35, 65), (33, 511), (33, 512), (4, 4096), (33, 4100), (3, 12345)):
         x = rng.standard_normal(inner).astype(np.float32)
-        if dtype in ("int8", "mm8"):
-            least, most = (-127, 127) if dtype == "int8" else (0, 255)
-            w = rng.integers(least, most, (out, inner), endpoint=True)
-            w = w.astype(np.int8 if dtype == "int8" else np.uint8)
-            decoded = w.astype(np.float64)
-        else:
-            w = bits(rng.standard_normal((out, inner)).astype(np.float32), dtype)
-            decoded = values(w, dtype)
+        w, decoded = row_weights(rng, dtype, out, inner)
         got = [load_ops().gemv_row(target.isa, x, w, dtype, out, ahead) for ahead in AHEAD]
         check(got[0][None, :], x[None, :], decoded)
         for other in got[1:]:
