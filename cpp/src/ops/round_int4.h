@@ -11,9 +11,7 @@
 
 namespace wkv::quantize {
 
-/// The weights of a group as vectors. Written as loops over floats they stay scalar, in the order
-/// of Written as loops over floats they stay scalar, in the order of the sums: 30 tries took 240
-/// cycles a weight.
+/// The weights of a group as vectors: loops over floats stay scalar, in the order of the sums.
 struct Int4Group {
   static constexpr int kLanes = 4;  // of the registers that every processor has
   typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
