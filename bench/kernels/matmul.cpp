@@ -69,9 +69,9 @@ class Weights {
     const std::size_t outputs = size((out + cpu::kStrip - 1) / cpu::kStrip * cpu::kStrip),
                       groups = size((in + kInt4Group - 1) / kInt4Group);
     const bool turned = first.layout == Layout::input_major;
-    const std::size_t codes = first.layout == Layout::packed ? outputs * groups * kInt4Group / 2
-                              : turned ? size(in) * quantize::row_bytes(first.dtype, out)
-                                       : size(out) * quantize::row_bytes(first.dtype, in);
+    const std::size_t codes = first.layout == Layout::packed
+                                  ? outputs * groups * kInt4Group / 2
+                                  : size(turned ? in : out) * quantize::row_bytes(first);
     const std::size_t scales = groups * (turned ? size(out) : outputs) * sizeof(std::uint16_t);
     matrices.push_back(first);
     while (matrices.size() * codes < bytes) {

@@ -42,13 +42,41 @@ inline const f16* scales_of(const MatmulArgs& a, ActiveInputs inputs) {
   return (const f16*)a.scales.group_scale + (ptrdiff_t)(inputs.index[0] / kInt4Group) * a.out;
 }
 
+/// Asks for the part of the weights and scales of a group that is next when N outputs of the
+/// present one are read from output j on.
+template <int N>
+inline __attribute__((always_inline)) void ask_ahead(const MatmulArgs& a, ActiveInputs next,
+                                                     int j) {
+  if (next.n == 0) return;
+#if defined(__AVX512F__)
+  constexpr int kLine = 128;  // outputs
+  if (j % kLine != 0) return;
+  // In place: GCC 12 drops calls of a function that does nothing but this.
+  for (int u = 0; u < next.n; ++u) __builtin_prefetch(row_at(a, next.index[u]) + j / 2, 0, 3);
+  const f16* scales = scales_of(a, next) + j;
+  for (int line = 0; line < kLine; line += 32) __builtin_prefetch(scales + line, 0, 2);
+#else
+  // Four lines of a row at a time: Zen 3, two threads, 4096 inputs and 1024 or 2048 outputs, times
+  // as fast as a line of every row: 1.06 at a density of 0.2, 1.08 at 0.3, 1.14 to 1.18 at 0.5.
+  constexpr int kLines = 4, kTurns = 128 * kLines / N;
+  const int turn = j / N % kTurns;
+  const ptrdiff_t from = (ptrdiff_t)(j / N / kTurns) * 64 * kLines;
+  for (int u = next.n * turn / kTurns; u < next.n * (turn + 1) / kTurns; ++u)
+#pragma GCC unroll 4
+    for (int line = 0; line < kLines; ++line)
+      __builtin_prefetch(row_at(a, next.index[u]) + from + 64 * line, 0, 3);
+  const f16* scales = scales_of(a, next) + j;
+#pragma GCC unroll 4
+  for (int line = 0; line < N; line += 32) __builtin_prefetch(scales + line, 0, 2);
+#endif
+}
+
 /// sums[m][j] += values[m][u] W[now.index[u]][j] over the inputs of a group, for R rows of x.
 /// Weights and scales of the group of `next` are asked for meanwhile.
 template <int R>
 void add_group(const MatmulArgs& a, ActiveInputs now, ActiveInputs next, const float* values,
                ptrdiff_t values_stride, float* sums) {
   constexpr int kPairs = R == 1 ? 4 : R == 2 || W == 16 ? 2 : 1;  // of vectors, even and odd
-  constexpr int kLine = 128;                                      // outputs
   const f16* scales = scales_of(a, now);
   const ptrdiff_t stride = sums_stride(a);
   f32v offset[R] = {};
@@ -94,12 +122,7 @@ void add_group(const MatmulArgs& a, ActiveInputs now, ActiveInputs next, const f
   int j = 0;
   const auto row_of = [&](int u) { return row_at(a, now.index[u]) + j / 2; };
   for (; j + 2 * kPairs * W <= a.out; j += 2 * kPairs * W) {
-    if (j % kLine == 0 && next.n > 0) {
-      // In place: GCC 12 drops calls of a function that does nothing but this.
-      for (int u = 0; u < next.n; ++u) __builtin_prefetch(row_at(a, next.index[u]) + j / 2, 0, 3);
-      const f16* ahead = scales_of(a, next) + j;
-      for (int line = 0; line < kLine; line += 32) __builtin_prefetch(ahead + line, 0, 2);
-    }
+    ask_ahead<2 * kPairs * W>(a, next, j);
     add(Rows<kPairs>{}, row_of, scales + j, j);
   }
   for (; j + 2 * W <= a.out; j += 2 * W) add(Rows<1>{}, row_of, scales + j, j);

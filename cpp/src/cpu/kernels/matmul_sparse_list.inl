@@ -59,12 +59,20 @@ struct InputList {
         }
         found &= any;
       }
-      for (; found != 0; found &= found - 1) index[count++] = i + __builtin_ctz(found);
+      // Each is written and the next takes its place: no branch knows how many there will be.
+#pragma GCC unroll 16
+      for (int lane = 0; lane < W; ++lane) {
+        index[count] = i + lane;
+        count += (int)(found >> lane & 1u);
+      }
     }
-    for (int u = 0; u < count; ++u) {
-      const int i = index[u];
-      const float scale = a.scales.in_scale ? a.scales.in_scale[i] : 1.0f;
-      for (int m = 0; m < a.rows; ++m) values[m * stride + u] = a.x[m * a.x_stride + i] * scale;
+    for (int m = 0; m < a.rows; ++m) {
+      const float* x = a.x + m * a.x_stride;
+      float* to = values + m * stride;
+      if (const float* scale = a.scales.in_scale)
+        for (int u = 0; u < count; ++u) to[u] = x[index[u]] * scale[index[u]];
+      else
+        for (int u = 0; u < count; ++u) to[u] = x[index[u]];
     }
   }
 
