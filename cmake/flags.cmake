@@ -12,9 +12,10 @@ if(WKV_DEBUG_CHECKS)
 endif()
 
 # Of the files that are compiled once per ISA; tests/ops compiles one of them as well. GCC 12 warns
-# falsely inside avx512fintrin.h (uninitialized).
+# falsely inside avx512fintrin.h (uninitialized). WKV_MORE_KERNEL_FLAGS: the fuzz preset takes
+# sanitizers away, with which Clang compiles them 2 to 5 times as long for readers that run none.
 set(WKV_KERNEL_FLAGS -ffp-contract=fast -fno-math-errno -fno-exceptions
-  -Wno-maybe-uninitialized -Wno-uninitialized -Wno-conversion)
+  -Wno-maybe-uninitialized -Wno-uninitialized -Wno-conversion ${WKV_MORE_KERNEL_FLAGS})
 set(WKV_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c
   -mprefer-vector-width=512)
 set(WKV_AMX_FLAGS -mamx-tile -mamx-bf16 -mamx-int8 -mavx512bf16)
