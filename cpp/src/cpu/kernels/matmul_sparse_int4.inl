@@ -43,7 +43,8 @@ inline const f16* scales_of(const MatmulArgs& a, ActiveInputs inputs) {
 }
 
 /// Asks for the part of the weights and scales of a group that is next when N outputs of the
-/// present one are read from output j on.
+/// present one are read from output j on. Inlined, since GCC 12 drops calls of a function that does
+/// nothing but this.
 template <int N>
 inline __attribute__((always_inline)) void ask_ahead(const MatmulArgs& a, ActiveInputs next,
                                                      int j) {
@@ -51,7 +52,6 @@ inline __attribute__((always_inline)) void ask_ahead(const MatmulArgs& a, Active
 #if defined(__AVX512F__)
   constexpr int kLine = 128;  // outputs
   if (j % kLine != 0) return;
-  // In place: GCC 12 drops calls of a function that does nothing but this.
   for (int u = 0; u < next.n; ++u) __builtin_prefetch(row_at(a, next.index[u]) + j / 2, 0, 3);
   const f16* scales = scales_of(a, next) + j;
   for (int line = 0; line < kLine; line += 32) __builtin_prefetch(scales + line, 0, 2);
