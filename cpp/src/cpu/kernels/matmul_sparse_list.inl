@@ -59,7 +59,7 @@ struct InputList {
         }
         found &= any;
       }
-      // Each is written and the next takes its place: no branch knows how many there will be.
+      // Every lane is written, one that does not count overwritten by the next: no branch on x.
 #pragma GCC unroll 16
       for (int lane = 0; lane < W; ++lane) {
         index[count] = i + lane;
