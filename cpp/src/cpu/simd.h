@@ -44,6 +44,17 @@ inline f32v load(const float* p) {
 }
 inline void store(float* p, f32v v) { __builtin_memcpy(p, &v, sizeof v); }
 
+/// sum += a b, for loops whose sums fill the registers of AVX2: left the choice of instruction, GCC
+/// 12 puts sums into the registers of factors, moves them about and keeps some in memory. Zen 3,
+/// twelve sums out of L1: bf16 1.2 times, eight of fp32 1.35 times as fast.
+inline __attribute__((always_inline)) void add_product(f32v& sum, f32v a, f32v b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum += a * b;
+#endif
+}
+
 // GCC 12 splits __builtin_convertvector into halves when it widens, so widening is spelled out.
 inline f32v load(const bf16* p) {
 #if defined(__AVX512F__)

@@ -17,7 +17,7 @@ namespace {
 #if defined(__AVX512F__)
 #define WKV_GEMM_MIN_ROWS {20, 48, 48, 64, 64, 64}
 #elif defined(__AVX2__)
-#define WKV_GEMM_MIN_ROWS {16, 18, 10, 12, 14, 12}
+#define WKV_GEMM_MIN_ROWS {28, 32, 18, 24, 24, 24}
 #else
 #define WKV_GEMM_MIN_ROWS {12, 12, 12, 12, 12, 12}
 #endif

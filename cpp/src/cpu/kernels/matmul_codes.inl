@@ -84,6 +84,12 @@ constexpr int kStep = C::kVectors * W;  // inputs
 template <class C>
 constexpr int kStepBytes = kStep<C> * 8 / C::kInputsPerByteX8;
 
+/// Rows of x as a constant.
+template <int N>
+struct Rows {
+  static constexpr int n = N;
+};
+
 inline size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /// Sums over a row of x that offsets and the zero point are multiplied with.

@@ -70,7 +70,12 @@ struct Accumulators {
       for (int r = 0; r < RW; ++r) {
         const f32v w = C::get(rows[r], v);
 #pragma GCC unroll 8
-        for (int m = 0; m < RX; ++m) sums[m][r][v % kChains] += w * xv[m];
+        for (int m = 0; m < RX; ++m) {
+          if constexpr (RW * RX >= 8)
+            add_product(sums[m][r][v % kChains], w, xv[m]);
+          else
+            sums[m][r][v % kChains] += w * xv[m];
+        }
       }
     }
   }
@@ -104,31 +109,63 @@ inline __attribute__((always_inline)) void add_rest(Accumulators<C, RW, RX>& acc
   }
 }
 
+/// The rows of W that follow a tile of RW rows, asked for while the tile is computed: at every step
+/// what lies below it.
+template <class C, int RW>
+struct AskBelow {
+  ptrdiff_t tile_bytes;
+
+  inline __attribute__((always_inline)) void step(const unsigned char* const (&rows)[RW]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < RW; ++r)
+#pragma GCC unroll 4
+      for (int line = 0; line < kStepBytes<C>; line += 64)
+        __builtin_prefetch(rows[r] + tile_bytes + line, 0, 2);
+  }
+};
+
+/// The same where a tile is computed `parts` times, with as many rows of x: every step asks for as
+/// much as memory brings meanwhile. It rests in the other parts if the first asks for all: Zen 3,
+/// 12 rows and 2048 x 4096, times as fast as that: fp32 1.4, fp16 1.4, bf16 1.3, int8 1.15.
+template <class C, int RW, bool kOnePart>
+struct AskInParts {
+  static constexpr int kBytes = RW * kStepBytes<C> / (kOnePart ? 1 : 2);
+  const unsigned char* at;
+  ptrdiff_t step_bytes;
+
+  AskInParts(const MatmulArgs& a, int row, int parts)
+      : at((const unsigned char*)a.w + (row + RW) * a.row_bytes),
+        step_bytes(RW * kStepBytes<C> / parts) {}
+  inline __attribute__((always_inline)) void step(const unsigned char* const (&)[RW]) {
+#pragma GCC unroll 8
+    for (int line = 0; line < kBytes; line += 64) __builtin_prefetch(at + line, 0, 2);
+    at += step_bytes;
+  }
+};
+
 /// Products of rows [row, row + RW) of W and RX rows of x, `xs` apart, lane by lane: [x row][weight
-/// row]. `ask`: for a single row of W; of several, each is followed RW rows below.
+/// row]. `ask`: an Ask for a single row of W, one of the above for several.
 template <class C, int RW, int RX, class Asking>
 inline __attribute__((always_inline)) void tile_lanes(const MatmulArgs& a, int row, const float* x,
-                                                      ptrdiff_t xs, Asking ask, f32v* lanes) {
+                                                      ptrdiff_t xs, Asking& ask, f32v* lanes) {
   Accumulators<C, RW, RX> acc;
   const unsigned char* rows[RW];
 #pragma GCC unroll 4
   for (int r = 0; r < RW; ++r) rows[r] = (const unsigned char*)a.w + (row + r) * a.row_bytes;
   const int in = a.in;  // outlives what tells GCC that memory has changed
-  const Ask<true, false> ask_below{{RW * a.row_bytes, 0}};
+  Asking asking = ask;
   int k = 0;
   for (; k + kStep<C> <= in; k += kStep<C>, x += kStep<C>) {
     if constexpr (RW == 1) {
-      acc.step(rows, x, xs, ask);
+      acc.step(rows, x, xs, asking);
     } else {
-#pragma GCC unroll 4
-      for (int r = 0; r < RW; ++r)
-#pragma GCC unroll 4
-        for (int line = 0; line < kStepBytes<C>; line += 64) ask_below(rows[r] + line);
+      asking.step(rows);
       acc.step(rows, x, xs);
     }
 #pragma GCC unroll 4
     for (int r = 0; r < RW; ++r) rows[r] += kStepBytes<C>;
   }
+  ask = asking;
   add_rest(acc, rows, x, xs, in - k);
 #pragma GCC unroll 8
   for (int m = 0; m < RX; ++m)
@@ -137,11 +174,11 @@ inline __attribute__((always_inline)) void tile_lanes(const MatmulArgs& a, int r
 }
 
 /// products[x row][weight row].
-template <class C, int RW, int RX>
-void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
-              ptrdiff_t products_stride) {
+template <class C, int RW, int RX, class Asking>
+__attribute__((noinline)) void dot_tile(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs,
+                                        Asking& ask, float* products, ptrdiff_t products_stride) {
   f32v lanes[RX * RW];
-  tile_lanes<C, RW, RX>(a, row, x, xs, AskNothing{}, lanes);
+  tile_lanes<C, RW, RX>(a, row, x, xs, ask, lanes);
   float totals[RX * RW];
   sum_each(lanes, RX * RW, totals);
 #pragma GCC unroll 8
@@ -184,34 +221,37 @@ void dot_by_turns(const MatmulArgs& a, int row, int n, int apart, const float* x
   for (int s = 0; s < kStreams; ++s) sum_each(lanes[s], n, products[s]);
 }
 
-template <class C, int RW>
-inline void dot_rows(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
-                     ptrdiff_t ps) {
+/// Parts that rows of x are taken in, as equal as they can be: 8 rows are 4 + 4, since 2 of 6 + 2
+/// take as long as 4.
+inline int parts_of(int rows) { return (rows + kMaxX - 1) / kMaxX; }
+
+template <class C, int RW, class Asking>
+inline void dot_parts(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, Asking ask,
+                      float* products, ptrdiff_t ps) {
   int rows = a.rows;
-  // Parts as equal as they can be: 8 rows are 4 + 4, since 2 of 6 + 2 take as long as 4.
-  for (int parts = (rows + kMaxX - 1) / kMaxX; parts > 0; --parts) {
+  for (int parts = parts_of(rows); parts > 0; --parts) {
     const int part = (rows + parts - 1) / parts;
     switch (part) {
       case 1:
-        dot_tile<C, RW, 1>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 1>(a, row, x, xs, ask, products, ps);
         break;
       case 2:
-        dot_tile<C, RW, 2>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 2>(a, row, x, xs, ask, products, ps);
         break;
 #if defined(__AVX2__)
       case 3:
-        dot_tile<C, RW, 3>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 3>(a, row, x, xs, ask, products, ps);
         break;
 #endif
 #if defined(__AVX512F__)
       case 4:
-        dot_tile<C, RW, 4>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 4>(a, row, x, xs, ask, products, ps);
         break;
       case 5:
-        dot_tile<C, RW, 5>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 5>(a, row, x, xs, ask, products, ps);
         break;
       case 6:
-        dot_tile<C, RW, 6>(a, row, x, xs, products, ps);
+        dot_tile<C, RW, 6>(a, row, x, xs, ask, products, ps);
         break;
 #endif
       default:
@@ -221,6 +261,20 @@ inline void dot_rows(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs,
     x += part * xs;
     products += part * ps;
   }
+}
+
+template <class C, int RW>
+inline void dot_rows(const MatmulArgs& a, int row, const float* x, ptrdiff_t xs, float* products,
+                     ptrdiff_t ps) {
+  const int parts = parts_of(a.rows);
+  if constexpr (RW == 1)
+    dot_parts<C, 1>(a, row, x, xs, AskNothing{}, products, ps);
+  else if (parts > 1)
+    dot_parts<C, RW>(a, row, x, xs, AskInParts<C, RW, false>(a, row, parts), products, ps);
+  else if constexpr (kStepBytes<C> < 64)  // lines below would be asked for twice
+    dot_parts<C, RW>(a, row, x, xs, AskInParts<C, RW, true>(a, row, 1), products, ps);
+  else
+    dot_parts<C, RW>(a, row, x, xs, AskBelow<C, RW>{RW * a.row_bytes}, products, ps);
 }
 
 /// Scratch memory of the kernels above.

@@ -22,45 +22,64 @@ struct FixedGroup {
   int32_t excess;
 };
 
+/// Rows of x that a strip is taken with, and up to which x is in fixed point.
+#if defined(__AVX512F__)
+constexpr int kMaxX4 = 4, kMaxFixed4 = 1 << 30;
+#elif defined(__AVX2__)
+constexpr int kMaxX4 = 6, kMaxFixed4 = 1;
+#else
+constexpr int kMaxX4 = 1, kMaxFixed4 = 0;
+#endif
+
 /// What input i of a line is multiplied with, see strip_floats().
 constexpr float kWeights[8] = {1.0f,     0x1p-4f,  0x1p-8f,  0x1p-12f,
                                0x1p-16f, 0x1p-20f, 0x1p-24f, 1.0f};
 
-/// products [RX][kOutBlock] of one strip with rows of x as floats, `xs` apart. A code is masked
-/// where it stands and converted there, 16^i times its worth, which is taken out of x: three
-/// operations, all exact.
-template <int RX>
-void strip_floats(const Strip& strip, int groups, const float* x, ptrdiff_t xs, StreamAhead ahead,
-                  float* products) {
+/// products [RX][kOutBlock] of one strip with RX rows of x as floats, [group][kGroupFloats][RX]. A
+/// code is masked where it stands and converted there, 16^i times its worth, which is taken out of
+/// x: three operations, all exact. `ask` is called at every group.
+template <int RX, class Asking>
+__attribute__((noinline)) void strip_floats(const Strip& strip, int groups, const float* x,
+                                            Asking& ask, float* products) {
   constexpr int kVectors = kStrip / W;
+  constexpr int kChains = RX * kVectors < 8 ? 2 : 1;  // by turns: one waits for its last product
   f32v sums[RX][kVectors] = {};
   const unsigned char* codes = strip.codes;
   const f16* scales = strip.scales;
-  for (int g = 0; g < groups; ++g, codes += kGroupBytes4, scales += kStrip, x += kGroupFloats) {
-    with_ask(ahead, [&](auto ask) {
-      ask.eighth(scales);
-      for (int line = 0; line < kLines4; ++line) ask(codes + line * kLineBytes4);
-    });
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      f32v part[RX];
-#pragma GCC unroll 4
-      for (int m = 0; m < RX; ++m) part[m] = splat(x[m * xs + kInt4Group]);
-#pragma GCC unroll 4
-      for (int line = 0; line < kLines4; ++line) {
-        const u32v dwords = (u32v)load_dwords(codes + line * kLineBytes4 + 4 * v * W);
+  for (int g = 0; g < groups; ++g, scales += kStrip) {
+    ask();
+    f32v part[kChains][RX][kVectors] = {};
+    for (int line = 0; line < kLines4; ++line, codes += kLineBytes4, x += 8 * RX) {
 #pragma GCC unroll 8
-        for (int i = 0; i < 8; ++i) {
-          const u32v bits = i < 7 ? dwords & (15u << 4 * i) : dwords >> 28;
-          const f32v w = __builtin_convertvector((i32v)bits, f32v);
+      for (int i = 0; i < 8; ++i) {
+        // GCC would keep codes in registers and sums in memory.
+        if constexpr (kChains * RX * kVectors > 10) asm volatile("" ::: "memory");
+        f32v w[kVectors];
 #pragma GCC unroll 4
-          for (int m = 0; m < RX; ++m) part[m] += w * x[m * xs + 8 * line + i];
+        for (int v = 0; v < kVectors; ++v) {
+          const u32v dwords = (u32v)load_dwords(codes + 4 * v * W);
+          const u32v bits = i < 7 ? dwords & (15u << 4 * i) : dwords >> 28;
+          w[v] = __builtin_convertvector((i32v)bits, f32v);
+        }
+#pragma GCC unroll 8
+        for (int m = 0; m < RX; ++m) {
+          const f32v xm = splat(x[i * RX + m]);
+#pragma GCC unroll 4
+          for (int v = 0; v < kVectors; ++v) add_product(part[i % kChains][m][v], w[v], xm);
         }
       }
-      const f32v scale = load(scales + v * W);
-#pragma GCC unroll 4
-      for (int m = 0; m < RX; ++m) sums[m][v] += part[m] * scale;
     }
+#pragma GCC unroll 8
+    for (int m = 0; m < RX; ++m) {
+      const f32v excess = splat(x[m]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        f32v p = part[0][m][v] + excess;
+        if constexpr (kChains > 1) p += part[1][m][v];
+        sums[m][v] += p * load(scales + v * W);
+      }
+    }
+    x += (kGroupFloats - kInt4Group) * RX;
   }
   for (int m = 0; m < RX; ++m)
     for (int v = 0; v < kVectors; ++v) store(products + m * kOutBlock + v * W, sums[m][v]);
@@ -185,10 +204,10 @@ inline __m256i four_digits(const int8_t* p) {
   return _mm256_set1_epi32(dword);
 }
 
-template <int RX, class Asking>
-void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t, const float* steps,
+/// Of one row alone: more find no registers.
+template <class Asking>
+void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, const float* steps,
                  Asking ask, float* products) {
-  static_assert(RX == 1);  // more find no registers
   const __m256i nibble = _mm256_set1_epi8(15);
   const __m256i one = _mm256_set1_epi16(1), base = _mm256_set1_epi16(256);
   f32v sums[2] = {};
@@ -243,6 +262,23 @@ void strip_fixed(const Strip& strip, int groups, const FixedGroup* x, ptrdiff_t,
 
 #endif
 
+/// Rows of x that strips are taken with at once.
+struct PartOfRows {
+  int first, n;
+
+  static int count(int rows) { return (rows + kMaxX4 - 1) / kMaxX4; }
+  static PartOfRows of(int rows, int part) {
+    const int parts = count(rows), first = rows * part / parts;
+    return {first, rows * (part + 1) / parts - first};
+  }
+  /// That row m is in.
+  static PartOfRows with(int rows, int m) {
+    int part = 0;
+    while (of(rows, part).first + of(rows, part).n <= m) ++part;
+    return of(rows, part);
+  }
+};
+
 /// Rows of x of a product, as fixed point or, where that does not hold one, as floats.
 struct PreparedX4 {
   float* floats;      ///< [rows][groups * 32]
@@ -275,7 +311,7 @@ struct PreparedX4 {
       sums[m] = needs_sums(a.scales) ? row_sums(a.scales, row, a.in) : RowSums{};
     }
 #if defined(__AVX2__)
-    bool is_fixed = a.in <= 1 << 16;
+    bool is_fixed = a.in <= 1 << 16 && a.rows <= kMaxFixed4;
     for (int m = 0; m < a.rows && is_fixed; ++m) {
       const float* row = a.x + m * a.x_stride;
       int32_t most;
@@ -296,9 +332,10 @@ struct PreparedX4 {
     }
     if (is_fixed) return true;
 #endif
-    for (int m = 0; m < a.rows; ++m)
+    for (int m = 0; m < a.rows; ++m) {
+      const PartOfRows part = PartOfRows::with(a.rows, m);
       for (int g = 0; g < groups; ++g) {
-        float* to = floats + (m * groups + g) * kGroupFloats;
+        float* to = floats + (part.first * groups + g * part.n) * kGroupFloats + m - part.first;
         f32v sum_of_8{};
         for (int k = 0; k < kInt4Group; k += W) {
           const f32v v =
@@ -306,29 +343,38 @@ struct PreparedX4 {
           sum_of_8 -= 8.0f * v;
           f32v weights;
           for (int i = 0; i < W; ++i) weights[i] = kWeights[(k + i) % 8];
-          store(to + k, v * weights);
+          const f32v weighted = v * weights;
+          for (int i = 0; i < W; ++i) to[(k + i) * part.n] = weighted[i];
         }
-        to[kInt4Group] = sum(sum_of_8);
+        to[kInt4Group * part.n] = sum(sum_of_8);
       }
+    }
     return false;
   }
 
   /// products[first + m][at + output] of RX rows from `first` on.
-  template <int RX>
-  void multiply(const MatmulArgs& a, [[maybe_unused]] bool is_fixed, int strip, int first, int at) {
+  template <int RX, class Asking>
+  void multiply(const MatmulArgs& a, [[maybe_unused]] bool is_fixed, int strip, int first, int at,
+                Asking& ask) {
     const int groups = groups_of(a);
     const Strip s = strip_at(a, strip);
     float* to = products + first * kOutBlock + at;
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
     if (is_fixed) {
       const FixedGroup* x = fixed + (ptrdiff_t)first * groups;
-      with_ask(a.ahead,
-               [&](auto ask) { strip_fixed<RX>(s, groups, x, groups, steps + first, ask, to); });
+      with_ask(a.ahead, [&](auto asking) {
+        strip_fixed<RX>(s, groups, x, groups, steps + first, asking, to);
+      });
       return;
     }
+#elif defined(__AVX2__)
+    if constexpr (RX == 1)
+      if (is_fixed) {
+        with_ask(a.ahead, [&](auto asking) { strip_fixed(s, groups, fixed, steps, asking, to); });
+        return;
+      }
 #endif
-    const ptrdiff_t xs = (ptrdiff_t)groups * kGroupFloats;
-    strip_floats<RX>(s, groups, floats + first * xs, xs, a.ahead, to);
+    strip_floats<RX>(s, groups, floats + (ptrdiff_t)first * groups * kGroupFloats, ask, to);
   }
 };
 
@@ -364,12 +410,58 @@ inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin
 
 #endif
 
-/// Rows of x that a strip is taken with.
-#if defined(__AVX512F__)
-constexpr int kMaxX4 = 4;
-#else
-constexpr int kMaxX4 = 1;
-#endif
+/// The strip that follows, asked for while one is computed `parts` times: a share at every group,
+/// see AskInParts.
+template <bool kOnePart>
+struct AskStrip {
+  const unsigned char* codes;
+  const f16* scales;
+  ptrdiff_t step;
+
+  AskStrip(const MatmulArgs& a, int strip, int parts)
+      : codes(strip_at(a, strip + 1).codes),
+        scales(strip_at(a, strip + 1).scales),
+        step(kGroupBytes4 / parts) {}
+  void operator()() {
+    __builtin_prefetch(scales, 0, 2);
+#pragma GCC unroll 4
+    for (int line = 0; line < kGroupBytes4 / (kOnePart ? 1 : 2); line += 64)
+      __builtin_prefetch(codes + line, 0, 2);
+    codes += step;
+    scales += step * kStrip / kGroupBytes4;
+  }
+};
+
+/// One strip and all rows of x.
+template <class Asking>
+void multiply_strip(const MatmulArgs& a, PreparedX4& x, bool is_fixed, int strip, int at,
+                    Asking ask) {
+  for (int part = 0; part < PartOfRows::count(a.rows); ++part) {
+    const PartOfRows rows = PartOfRows::of(a.rows, part);
+    const auto multiply = [&](auto size) {
+      if constexpr (size.n <= kMaxX4) x.multiply<size.n>(a, is_fixed, strip, rows.first, at, ask);
+    };
+    switch (rows.n) {
+      case 1:
+        multiply(Rows<1>{});
+        break;
+      case 2:
+        multiply(Rows<2>{});
+        break;
+      case 3:
+        multiply(Rows<3>{});
+        break;
+      case 4:
+        multiply(Rows<4>{});
+        break;
+      case 5:
+        multiply(Rows<5>{});
+        break;
+      default:
+        multiply(Rows<6>{});
+    }
+  }
+}
 
 void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_fixed) {
   PreparedX4 x(a, scratch);
@@ -379,27 +471,15 @@ void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_f
     begin += 2 * apart;
   }
 #endif
-  const int parts = (a.rows + kMaxX4 - 1) / kMaxX4;
+  const int parts = PartOfRows::count(a.rows);
   for (int j = begin; j < end; j += kOutBlock) {
     ask_operands(a, j);
     for (int at = 0; at < kOutBlock && j + at < end; at += kStrip) {
       const int strip = (j + at) / kStrip;
-      for (int part = 0; part < parts; ++part) {
-        const int first = a.rows * part / parts;
-        switch (a.rows * (part + 1) / parts - first) {
-          case 1:
-            x.multiply<1>(a, is_fixed, strip, first, at);
-            break;
-          case 2:
-            if constexpr (kMaxX4 >= 2) x.multiply<2>(a, is_fixed, strip, first, at);
-            break;
-          case 3:
-            if constexpr (kMaxX4 >= 3) x.multiply<3>(a, is_fixed, strip, first, at);
-            break;
-          default:
-            if constexpr (kMaxX4 >= 4) x.multiply<4>(a, is_fixed, strip, first, at);
-        }
-      }
+      if (parts > 1)
+        multiply_strip(a, x, is_fixed, strip, at, AskStrip<false>(a, strip, parts));
+      else
+        multiply_strip(a, x, is_fixed, strip, at, AskStrip<true>(a, strip, 1));
     }
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     for (int m = 0; m < a.rows; ++m)

@@ -85,11 +85,6 @@ struct InputList {
   }
 };
 
-template <int N>
-struct Rows {
-  static constexpr int n = N;
-};
-
 /// f(rows as a constant, the first of them) for the rows of x that a pass is taken with.
 template <class F>
 inline void for_row_blocks(int rows, F f) {
