@@ -281,7 +281,7 @@ struct PartOfRows {
 
 /// Rows of x of a product, as fixed point or, where that does not hold one, as floats.
 struct PreparedX4 {
-  float* floats;      ///< [rows][groups * 32]
+  float* floats;      ///< [part of rows][group][kGroupFloats][row]
   FixedGroup* fixed;  ///< [rows][groups]
   float* steps;       ///< [rows]
   float* products;    ///< [rows][kOutBlock]
