@@ -4,6 +4,7 @@
 //
 // x becomes fixed point, three digits of base 256, so that products are those of bytes and sums are
 // exact integers. It is rounded to 2^-22 of the largest of its row, about what sums in fp32 lose.
+// Several rows with AVX2 stay floats, whose products take less time (docs/design/0012).
 #pragma once
 
 #include "cpu/kernels/matmul_fixed.inl"
