@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wkv
@@ -62,3 +65,74 @@ def run_python() -> RunPython:
         )
 
     return run
+
+
+# Importing torch takes seconds, so programs that need it begin as copies of a process that has it.
+# Jobs are lines of JSON: what to run, its arguments and environment, and where its outputs go.
+FORKING = """
+import json, os, sys, traceback, warnings
+import numpy, torch
+print(flush=True)
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        for number, path in enumerate(job["outputs"], start=1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.environ.clear()
+        os.environ.update(job["environment"])
+        sys.argv = ["-c", *job["arguments"]]
+        warnings.simplefilter("ignore")
+        code = 0
+        try:
+            exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def run_with_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
+    """Runs a program that imports torch: run_with_torch(code, *arguments, **environment).
+
+    What it printed; AssertionError with its errors if it failed. Of the environment it sees no
+    variable of the `rwkv` package but those given.
+    """
+    folder = tmp_path_factory.mktemp("programs")
+    outputs = [str(folder / "stdout"), str(folder / "stderr")]
+    base = {k: v for k, v in os.environ.items() if not k.startswith("RWKV_")}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", FORKING],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    ready = process.stdout.readline()
+
+    def run(code: str, *arguments: str, **environment: str) -> str:
+        assert ready, "torch cannot be imported"
+        assert process.stdin is not None
+        assert process.stdout is not None
+        job: dict[str, Any] = {
+            "code": code,
+            "arguments": arguments,
+            "environment": base | {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0"} | environment,
+            "outputs": outputs,
+        }
+        process.stdin.write(json.dumps(job) + "\n")
+        process.stdin.flush()
+        status = process.stdout.readline().strip()
+        printed, errors = (Path(path).read_text() for path in outputs)
+        assert status == "0", printed + errors
+        return printed
+
+    yield run
+    process.communicate()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +116,7 @@ for n, settings in enumerate((
     seen[f"text.{n}"] = repr([text, pieces])
 np.savez(out, **seen)
 """
+RunPython = Callable[..., "subprocess.CompletedProcess[str]"]
 OURS = "import wkv.compat; wkv.compat.install()\n"
 
 
@@ -154,20 +153,6 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def run(code: str, *arguments: str, **variables: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RWKV_")}
-    environment |= {"RWKV_JIT_ON": "0"} | variables
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @real
 @pytest.mark.parametrize(
     "folder",
@@ -175,14 +160,20 @@ def run(code: str, *arguments: str, **variables: str) -> str:
      "v7a_deepembed"],
 )  # fmt: skip
 def test_scripts_see_the_same(
-    pth: Callable[[str], str], vocabulary: str, tmp_path: Path, folder: str
+    run_with_torch: Callable[..., str],
+    pth: Callable[[str], str],
+    vocabulary: str,
+    tmp_path: Path,
+    folder: str,
 ) -> None:
     variables = {"RWKV_V7_ON": "1"} if folder.startswith("v7") else {}
     if folder == "v7a_deepembed":
         variables["RWKV_DE_VERSION"] = "1"
     path = pth(folder)
-    run(SCRIPT, path, str(tmp_path / "theirs.npz"), vocabulary, **variables)
-    output = run(OURS + SCRIPT, path, str(tmp_path / "ours.npz"), vocabulary, **variables)
+    run_with_torch(SCRIPT, path, str(tmp_path / "theirs.npz"), vocabulary, **variables)
+    output = run_with_torch(
+        OURS + SCRIPT, path, str(tmp_path / "ours.npz"), vocabulary, **variables
+    )
     assert output == ""
     theirs: dict[str, Any] = dict(np.load(tmp_path / "theirs.npz"))
     ours: dict[str, Any] = dict(np.load(tmp_path / "ours.npz"))
@@ -299,7 +290,9 @@ def test_a_conversion_is_a_checkpoint_of_ours(golden: Path, tmp_path: Path) -> N
     assert torch.equal(again.forward([1, 2])[0], model.forward([1, 2])[0])
 
 
-def test_environment_variables_are_accepted(golden: Path) -> None:
+def test_environment_variables_are_accepted(
+    run_with_torch: Callable[..., str], golden: Path
+) -> None:
     names = ["V7_ON", "JIT_ON", "CUDA_ON", "DML_ON", "DE_VERSION", "RESCALE_LAYER"]
     code = OURS + (
         "import sys; from rwkv.model import RWKV; m = RWKV(sys.argv[1], 'cpu fp32'); "
@@ -308,7 +301,8 @@ def test_environment_variables_are_accepted(golden: Path) -> None:
     for folder, version in (("v4", "4"), ("v7", "7.0")):
         for value in "01":
             variables = {f"RWKV_{name}": value for name in names}
-            assert run(code, str(golden / folder / "model"), **variables) == f"{version} 0\n"
+            printed = run_with_torch(code, str(golden / folder / "model"), **variables)
+            assert printed == f"{version} 0\n"
 
 
 def test_weights_are_read_only(golden: Path) -> None:
@@ -332,7 +326,7 @@ def test_what_the_package_never_ran_is_refused(golden: Path) -> None:
     assert RWKV(str(golden / "v4a_tiny_att" / "model"), "cpu fp32").forward([1])[0].dim() == 1
 
 
-def test_numpy_without_torch(golden: Path, vocabulary: str) -> None:
+def test_numpy_without_torch(run_python: RunPython, golden: Path, vocabulary: str) -> None:
     code = """
 import sys
 sys.modules["torch"] = None
@@ -360,10 +354,11 @@ assert greedy == pipeline.decode([int(logits.argmax())])
 logits[0] -= 1e10  # as ChatRWKV's programs do
 print("fine")
 """
-    assert run(code, str(golden / "v6" / "model"), vocabulary) == "fine\n"
+    done = run_python(code, str(golden / "v6" / "model"), vocabulary)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
 
 
-def test_install_refuses_to_come_late() -> None:
+def test_install_refuses_to_come_late(run_python: RunPython) -> None:
     code = """
 import sys, types
 sys.modules["rwkv"] = types.ModuleType("rwkv")
@@ -373,4 +368,5 @@ try:
 except RuntimeError as error:
     print("first" in str(error))
 """
-    assert run(code) == "True\n"
+    done = run_python(code)
+    assert (done.stdout, done.stderr) == ("True\n", "")

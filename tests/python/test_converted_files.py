@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ import wkv
 GOLDEN = Path(__file__).parent.parent / "golden"
 IDS = [1, 5, 9, 2, 33, 7, 60, 21]
 
-# Converting ends the interpreter. Logits are the package's from the same weights, unconverted: its
+# Converting ends the program. Logits are the package's from the same weights, unconverted: its
 # v6 class cannot run a v6 file that it converted.
 CONVERT = """
 import sys
@@ -31,16 +29,6 @@ np.save(sys.argv[3], logits.float().numpy())
 """
 
 
-def package(code: str, *arguments: str, rescale: int = 6) -> None:
-    environment = {**os.environ, "RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "0",
-                   "RWKV_RESCALE_LAYER": str(rescale)}  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *arguments],
-        env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def as_pth(version: str, folder: Path) -> str:
     """The golden checkpoint as the package reads it; its path without the suffix."""
     torch = pytest.importorskip("torch", reason="torch writes what the package converts")
@@ -53,10 +41,12 @@ def as_pth(version: str, folder: Path) -> str:
 
 @pytest.mark.parametrize("version", ["v4", "v5_0", "v5_1", "v5_2", "v6"])
 @pytest.mark.parametrize("strategy", ["cpu fp32", "cpu fp32i8"])
-def test_converted_file(version: str, strategy: str, tmp_path: Path) -> None:
+def test_converted_file(
+    run_with_torch: Callable[..., str], version: str, strategy: str, tmp_path: Path
+) -> None:
     model, converted = as_pth(version, tmp_path), str(tmp_path / "converted")
-    package(CONVERT, model, strategy, converted)
-    package(RUN, model, strategy, str(tmp_path / "logits.npy"), " ".join(map(str, IDS)))
+    run_with_torch(CONVERT, model, strategy, converted)
+    run_with_torch(RUN, model, strategy, str(tmp_path / "logits.npy"), " ".join(map(str, IDS)))
     expected = np.load(tmp_path / "logits.npy")
 
     ours = wkv.Model.load(converted + ".pth", device="cpu")
@@ -71,11 +61,11 @@ def test_converted_file(version: str, strategy: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.forward(IDS, again.new_state(), logits="all"), logits)
 
 
-def test_divided_layers(tmp_path: Path) -> None:
+def test_divided_layers(run_with_torch: Callable[..., str], tmp_path: Path) -> None:
     """fp16 files of many layers hold deep matrices divided by powers of two."""
     model, converted = as_pth("v4", tmp_path), str(tmp_path / "converted")
-    package(CONVERT, model, "cpu fp16i8", converted, rescale=1)
-    package(CONVERT, model, "cpu fp16i8", converted + "0", rescale=999)
+    for path, layers in ((converted, "1"), (converted + "0", "999")):
+        run_with_torch(CONVERT, model, "cpu fp16i8", path, RWKV_RESCALE_LAYER=layers)
     logits = []
     for path in (converted + ".pth", converted + "0.pth"):
         ours = wkv.Model.load(path, device="cpu")
