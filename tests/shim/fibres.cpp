@@ -3,9 +3,9 @@
 // barrier shows.
 #include "shim/fibres.h"
 
-#include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -19,6 +19,8 @@ namespace wkv::shim {
 namespace {
 
 constexpr std::size_t kStackBytes = 128 * 1024;
+// Stacks begin in different lines of the caches: all in one, each switch would miss.
+constexpr std::size_t kApart = 9 * 64, kApartBytes = 32 * 1024;
 constexpr unsigned kWarp = 32;
 
 struct Copy {
@@ -26,15 +28,19 @@ struct Copy {
   const void* from;
 };
 
+/// Where a fibre goes on: of __builtin_setjmp(), which leaves registers to the compiler. A switch
+/// takes a third of the time of setjmp()'s.
+using Place = void* [5];
+
 struct Fibre {
-  ucontext_t context;
-  jmp_buf resume;
+  Place resume;
   std::unique_ptr<unsigned char[]> stack;
   bool made = false;  // its stack waits in enter(), or inside a kernel
-  bool done = false, at_barrier = false, at_cluster_barrier = false, in_exchange = false;
   unsigned exchanges = 0;
   std::vector<std::vector<Copy>> copies;  // groups, the last one open
 };
+
+enum class State : std::uint8_t { ready, done, at_barrier, at_cluster_barrier, in_exchange };
 
 struct Warp {
   Payload payload[2][kWarp];
@@ -45,13 +51,14 @@ struct Warp {
 /// The blocks of a cluster, mostly of one, fibre after fibre.
 struct Cluster {
   std::vector<Fibre> fibres;
+  std::vector<State> states;  // of the fibres, side by side: all are looked at again and again
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   std::size_t shared_bytes = 0;  // of a block
   const LaunchCall* call = nullptr;
   unsigned first_block = 0;
   unsigned current = 0;
-  jmp_buf scheduler;
+  Place scheduler;
   std::string error;
 };
 Cluster cluster;
@@ -62,16 +69,20 @@ unsigned char* shared_of(unsigned rank) {
   return cluster.shared.data() + rank * cluster.shared_bytes;
 }
 
-void yield() {
-  if (_setjmp(self().resume) == 0) _longjmp(cluster.scheduler, 1);
+/// Called through a pointer: GCC sees that it does not return, and drops the place to return to.
+void leave_for(Place& place) { __builtin_longjmp(place, 1); }
+void (*volatile go_on_at)(Place&) = leave_for;
+
+[[gnu::noinline]] void yield(State state) {
+  cluster.states[cluster.current] = state;
+  if (__builtin_setjmp(self().resume) == 0) go_on_at(cluster.scheduler);
 }
 
 void fail_kernel(const char* what) {
   if (cluster.error.empty())
     cluster.error = str(what, " at thread ", threadIdx.x, " of block ", blockIdx.x, ", ",
                         blockIdx.y, ", ", blockIdx.z);
-  self().done = true;
-  yield();
+  yield(State::done);
 }
 
 /// Runs one kernel after another: a new context for every thread of every block would take two
@@ -79,34 +90,33 @@ void fail_kernel(const char* what) {
 void enter() {
   for (;;) {
     cluster.call->invoke(cluster.call->kernel, cluster.call->params);
-    self().done = true;
-    yield();
+    yield(State::done);
   }
 }
 
-void run_fibre(unsigned i) {
+[[gnu::noinline]] void run_fibre(unsigned i) {
   cluster.current = i;
   threadIdx = {i % blockDim.x, 0, 0};
   blockIdx.x = cluster.first_block + i / blockDim.x;
   Fibre& f = cluster.fibres[i];
-  if (_setjmp(cluster.scheduler) != 0) return;
-  if (f.made) _longjmp(f.resume, 1);
+  if (__builtin_setjmp(cluster.scheduler) != 0) return;
+  if (f.made) go_on_at(f.resume);
   f.made = true;
-  getcontext(&f.context);
-  f.context.uc_stack.ss_sp = f.stack.get();
-  f.context.uc_stack.ss_size = kStackBytes;
-  f.context.uc_link = nullptr;
-  makecontext(&f.context, enter, 0);
-  setcontext(&f.context);
+  ucontext_t context;
+  getcontext(&context);
+  context.uc_stack.ss_sp = f.stack.get() + i * kApart % kApartBytes;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, enter, 0);
+  setcontext(&context);
 }
 
 /// True if a fibre could run.
 bool run_round(unsigned threads, unsigned offset, bool backwards) {
   bool progress = false;
-  for (unsigned n = 0; n < threads; ++n) {
-    const unsigned i = backwards ? (threads - 1 - (n + offset) % threads) : (n + offset) % threads;
-    Fibre& f = cluster.fibres[i];
-    if (f.done || f.at_barrier || f.at_cluster_barrier || f.in_exchange) continue;
+  for (unsigned n = 0, at = offset; n < threads; ++n, at = at + 1 == threads ? 0 : at + 1) {
+    const unsigned i = backwards ? threads - 1 - at : at;
+    if (cluster.states[i] != State::ready) continue;
     run_fibre(i);
     progress = true;
   }
@@ -114,48 +124,40 @@ bool run_round(unsigned threads, unsigned offset, bool backwards) {
 }
 
 /// Lets those go on whose whole block, or whose whole cluster, waits or is done.
-bool release(unsigned first, unsigned end, bool Fibre::* at_barrier) {
+bool release(unsigned first, unsigned end, State waiting) {
   bool any = false;
   for (unsigned i = first; i < end; ++i) {
-    const Fibre& f = cluster.fibres[i];
-    if (!f.done && !(f.*at_barrier)) return false;
-    any = any || f.*at_barrier;
+    const State state = cluster.states[i];
+    if (state != State::done && state != waiting) return false;
+    any = any || state == waiting;
   }
-  for (unsigned i = first; i < end; ++i) cluster.fibres[i].*at_barrier = false;
+  for (unsigned i = first; i < end; ++i)
+    if (cluster.states[i] == waiting) cluster.states[i] = State::ready;
   return any;
 }
 
 void run_cluster(unsigned fibres, unsigned seed) {
   for (unsigned i = 0; i < fibres; ++i) {
     Fibre& f = cluster.fibres[i];
-    f.done = f.at_barrier = f.at_cluster_barrier = f.in_exchange = false;
     f.exchanges = 0;
     if (f.copies.size() != 1 || !f.copies[0].empty()) f.copies.assign(1, {});
   }
+  cluster.states.assign(fibres, State::ready);
   for (Warp& w : cluster.warps) w.arrived = 0;
   while (cluster.error.empty()) {
     if (run_round(fibres, seed * 37 % fibres, seed % 2 == 1)) continue;
-    bool all_done = true;
-    for (unsigned i = 0; i < fibres; ++i) all_done = all_done && cluster.fibres[i].done;
-    if (all_done) return;
-    bool released = release(0, fibres, &Fibre::at_cluster_barrier);
+    if (std::ranges::all_of(cluster.states, [](State s) { return s == State::done; })) return;
+    bool released = release(0, fibres, State::at_cluster_barrier);
     for (unsigned first = 0; first < fibres; first += blockDim.x)
-      released = release(first, first + blockDim.x, &Fibre::at_barrier) || released;
+      released = release(first, first + blockDim.x, State::at_barrier) || released;
     if (!released) cluster.error = "lanes wait for each other in a collective that not all reach";
   }
 }
 
 }  // namespace
 
-void block_barrier() {
-  self().at_barrier = true;
-  yield();
-}
-
-void cluster_barrier() {
-  self().at_cluster_barrier = true;
-  yield();
-}
+void block_barrier() { yield(State::at_barrier); }
+void cluster_barrier() { yield(State::at_cluster_barrier); }
 
 const void* in_cluster(const void* mine, int of) {
   const auto at = static_cast<const unsigned char*>(mine) - shared_of(rank());
@@ -178,10 +180,9 @@ const Payload* exchange(Collective kind, const Payload& mine) {
   w.payload[parity][cluster.current % kWarp] = mine;
   if (++w.arrived == kWarp) {
     w.arrived = 0;
-    for (unsigned i = first; i < first + kWarp; ++i) cluster.fibres[i].in_exchange = false;
+    std::fill_n(cluster.states.begin() + first, kWarp, State::ready);
   } else {
-    f.in_exchange = true;
-    yield();
+    yield(State::in_exchange);
   }
   return w.payload[parity];
 }
@@ -201,7 +202,7 @@ void run_kernel(const LaunchCall& call) {
   const unsigned fibres = call.block * call.cluster;
   while (cluster.fibres.size() < fibres) {
     cluster.fibres.emplace_back();
-    cluster.fibres.back().stack = std::make_unique<unsigned char[]>(kStackBytes);
+    cluster.fibres.back().stack = std::make_unique<unsigned char[]>(kStackBytes + kApartBytes);
   }
   cluster.warps.resize((fibres + kWarp - 1) / kWarp);
   cluster.call = &call;
