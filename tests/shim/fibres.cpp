@@ -48,6 +48,12 @@ struct Warp {
   unsigned arrived = 0;
 };
 
+/// Fibres that are still to be looked at, from `at` on.
+struct Round {
+  unsigned left = 0, at = 0;
+  bool backwards = false;
+};
+
 /// The blocks of a cluster, mostly of one, fibre after fibre.
 struct Cluster {
   std::vector<Fibre> fibres;
@@ -58,6 +64,7 @@ struct Cluster {
   const LaunchCall* call = nullptr;
   unsigned first_block = 0;
   unsigned current = 0;
+  Round round;
   Place scheduler;
   std::string error;
 };
@@ -69,13 +76,13 @@ unsigned char* shared_of(unsigned rank) {
   return cluster.shared.data() + rank * cluster.shared_bytes;
 }
 
+[[noreturn]] void resume_next();
 /// Called through a pointer: GCC sees that it does not return, and drops the place to return to.
-void leave_for(Place& place) { __builtin_longjmp(place, 1); }
-void (*volatile go_on_at)(Place&) = leave_for;
+void (*volatile leave)() = resume_next;
 
 [[gnu::noinline]] void yield(State state) {
   cluster.states[cluster.current] = state;
-  if (__builtin_setjmp(self().resume) == 0) go_on_at(cluster.scheduler);
+  if (__builtin_setjmp(self().resume) == 0) leave();
 }
 
 void fail_kernel(const char* what) {
@@ -94,13 +101,22 @@ void enter() {
   }
 }
 
-[[gnu::noinline]] void run_fibre(unsigned i) {
+/// Takes the next fibre of a round that can run, or returns to run_round(), whose round is over.
+void resume_next() {
+  Round& round = cluster.round;
+  unsigned i = 0;
+  do {
+    if (round.left == 0) __builtin_longjmp(cluster.scheduler, 1);
+    --round.left;
+    i = round.backwards ? cluster.states.size() - 1 - round.at : round.at;
+    if (++round.at == cluster.states.size()) round.at = 0;
+  } while (cluster.states[i] != State::ready);
   cluster.current = i;
-  threadIdx = {i % blockDim.x, 0, 0};
-  blockIdx.x = cluster.first_block + i / blockDim.x;
+  const unsigned block = i < blockDim.x ? 0 : i / blockDim.x;
+  threadIdx = {i - block * blockDim.x, 0, 0};
+  blockIdx.x = cluster.first_block + block;
   Fibre& f = cluster.fibres[i];
-  if (__builtin_setjmp(cluster.scheduler) != 0) return;
-  if (f.made) go_on_at(f.resume);
+  if (f.made) __builtin_longjmp(f.resume, 1);
   f.made = true;
   ucontext_t context;
   getcontext(&context);
@@ -109,18 +125,15 @@ void enter() {
   context.uc_link = nullptr;
   makecontext(&context, enter, 0);
   setcontext(&context);
+  __builtin_unreachable();
 }
 
-/// True if a fibre could run.
-bool run_round(unsigned threads, unsigned offset, bool backwards) {
-  bool progress = false;
-  for (unsigned n = 0, at = offset; n < threads; ++n, at = at + 1 == threads ? 0 : at + 1) {
-    const unsigned i = backwards ? threads - 1 - at : at;
-    if (cluster.states[i] != State::ready) continue;
-    run_fibre(i);
-    progress = true;
-  }
-  return progress;
+/// Every fibre that can run, once. True if there was one.
+[[gnu::noinline]] bool run_round(unsigned first, bool backwards) {
+  const bool any = std::ranges::count(cluster.states, State::ready) > 0;
+  cluster.round = {static_cast<unsigned>(cluster.states.size()), first, backwards};
+  if (any && __builtin_setjmp(cluster.scheduler) == 0) leave();
+  return any;
 }
 
 /// Lets those go on whose whole block, or whose whole cluster, waits or is done.
@@ -145,7 +158,7 @@ void run_cluster(unsigned fibres, unsigned seed) {
   cluster.states.assign(fibres, State::ready);
   for (Warp& w : cluster.warps) w.arrived = 0;
   while (cluster.error.empty()) {
-    if (run_round(fibres, seed * 37 % fibres, seed % 2 == 1)) continue;
+    if (run_round(seed * 37 % fibres, seed % 2 == 1)) continue;
     if (std::ranges::all_of(cluster.states, [](State s) { return s == State::done; })) return;
     bool released = release(0, fibres, State::at_cluster_barrier);
     for (unsigned first = 0; first < fibres; first += blockDim.x)
