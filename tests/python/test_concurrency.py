@@ -59,8 +59,11 @@ def test_threads_begin_at_one_initial_state(golden: Path) -> None:
 def test_the_gil_is_free_and_a_state_in_use_raises(slow_model: wkv.Model) -> None:
     state = slow_model.new_state()
     stop = threading.Event()
+    chunks = 0
 
     def cancel(done: int, total: int) -> None:
+        nonlocal chunks
+        chunks += 1
         if stop.is_set():
             raise InterruptedError("enough")
 
@@ -74,15 +77,15 @@ def test_the_gil_is_free_and_a_state_in_use_raises(slow_model: wkv.Model) -> Non
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.3)
-    # This thread runs meanwhile; a busy interpreter would not get here before the call ends.
-    ticks = 0
-    deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline:
-        ticks += 1
+    while chunks == 0:
         time.sleep(0.005)
+    # This thread runs meanwhile; with the lock held it would have a turn at most at every chunk.
+    before, ticks = chunks, 0
+    while chunks < before + 8:
+        ticks += 1
+        time.sleep(0.001)
     assert thread.is_alive()
-    assert ticks > 30
+    assert ticks > 2 * 8
     for use in (
         lambda: slow_model.forward([1], state),
         lambda: state.copy(),
@@ -138,10 +141,9 @@ def test_an_exception_in_progress_cancels(slow_model: wkv.Model) -> None:
     state = slow_model.new_state()
     slow_model.forward([5], state)
     before = state.to_bytes()
-    start = time.monotonic()
-    with pytest.raises(MineError):
+    with pytest.raises(MineError) as caught:
         slow_model.forward([1] * 100_000, state, progress=fail)
-    assert time.monotonic() - start < 20
+    assert caught.value.args[0] <= 1_000  # of its tokens, a chunk or so
     assert state.to_bytes() == before
     with pytest.raises(MineError):
         wkv.Model.synthetic("v7:2x64:64", progress=fail)
@@ -168,12 +170,10 @@ def test_ctrl_c_ends_a_long_prefill() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.5)
-    start = time.monotonic()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)  # all of it would take minutes
     assert out.splitlines() == ["interrupted 0", "usable (512,)"], err
     assert process.returncode == 0
-    assert time.monotonic() - start < 10
 
 
 def test_ctrl_c_in_a_thread_of_this_process(slow_model: wkv.Model) -> None:
