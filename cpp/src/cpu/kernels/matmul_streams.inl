@@ -1,7 +1,7 @@
 // One row of x and four parts of W, whose rows a thread reads by turns, a line or two of each. Zen
-// 3 alone wants it: its prefetchers bring more for four streams than for one, and less if lines are
-// asked for as well (two threads, 512 KiB each, median GB/s of a loop that only reads: one stream
-// 16.5, with a prefetch 1 KiB ahead 15.2; two 19.5; four 21.0, with the prefetch 17.7).
+// 3 alone wants it: its prefetchers bring more for four streams than for one, and less if lines far
+// ahead are asked for as well (two threads, 512 KiB each, median GB/s of a loop that only reads:
+// one stream 16.5, with a prefetch 1 KiB ahead 15.2; two 19.5; four 21.0, with the prefetch 17.7).
 #pragma once
 
 #include "cpu/kernels/matmul_epilogue.inl"
