@@ -28,8 +28,8 @@ struct Copy {
   const void* from;
 };
 
-/// Where a fibre goes on: of __builtin_setjmp(), which leaves registers to the compiler. A switch
-/// takes a third of the time of setjmp()'s.
+/// Where a fibre goes on: of __builtin_setjmp(), which leaves registers to the compiler. With
+/// setjmp(), and states within fibres, tests of models took 1.5 times as long.
 using Place = void* [5];
 
 struct Fibre {
