@@ -21,19 +21,11 @@ STUB = Path(wkv.__file__).parent / "_core.pyi"
 
 
 def test_import_is_quick_and_quiet(run_python: RunPython) -> None:
-    # Time of this process: other programs on the machine do not count.
-    code = (
-        "import sys, time; t = time.process_time(); import wkv; t = time.process_time() - t; "
-        "print(t, 'torch' in sys.modules, 'tqdm' in sys.modules)"
-    )
-    times = []
-    for _ in range(5):
-        result = run_python(code)
-        assert result.stderr == ""
-        seconds, *loaded = result.stdout.split()
-        times.append(float(seconds))
-        assert loaded == ["False", "False"]
-    assert min(times) < 0.150
+    """What takes long to import is imported by the first call that needs it."""
+    done = run_python("import sys, wkv; print(*sys.modules)")
+    assert done.stderr == ""
+    slow = {"numpy", "torch", "tqdm", "tokenizers", "safetensors"}
+    assert slow.isdisjoint(done.stdout.split())
     assert run_python("import wkv").stdout == ""
 
 
