@@ -13,8 +13,7 @@ endif()
 
 # Of the files that are compiled once per ISA; tests/ops compiles one of them as well. GCC 12 warns
 # falsely inside avx512fintrin.h (uninitialized). WKV_MORE_KERNEL_FLAGS: the fuzz preset takes
-# sanitizers away, with which Clang compiles them 2 to 5 times as long for readers that run none,
-# the asan preset what else doubles the time and AddressSanitizer or the processor would tell.
+# sanitizers away, with which Clang compiles them 2 to 5 times as long for readers that run none.
 set(WKV_KERNEL_FLAGS -ffp-contract=fast -fno-math-errno -fno-exceptions
   -Wno-maybe-uninitialized -Wno-uninitialized -Wno-conversion ${WKV_MORE_KERNEL_FLAGS})
 set(WKV_AVX512_FLAGS -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c

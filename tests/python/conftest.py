@@ -70,8 +70,9 @@ def run_python() -> RunPython:
 # Importing torch takes seconds, so programs that need it begin as copies of a process that has it.
 # Jobs are lines of JSON: what to run, its arguments and environment, and where its outputs go.
 FORKING = """
-import json, os, sys, traceback, warnings
+import gc, json, os, signal, sys, warnings
 import numpy, torch
+gc.freeze()  # what a copy does not collect when it ends, it does not copy
 print(flush=True)
 for line in sys.stdin:
     job = json.loads(line)
@@ -84,17 +85,9 @@ for line in sys.stdin:
         os.environ.update(job["environment"])
         sys.argv = ["-c", *job["arguments"]]
         warnings.simplefilter("ignore")
-        code = 0
-        try:
-            exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        except BaseException:
-            traceback.print_exc()
-            code = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        signal.alarm(300)
+        exec(compile(job["code"], "<string>", "exec"), {"__name__": "__main__"})
+        break  # ends as any program does
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -103,8 +96,8 @@ for line in sys.stdin:
 def run_with_torch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., str]]:
     """Runs a program that imports torch: run_with_torch(code, *arguments, **environment).
 
-    What it printed; AssertionError with its errors if it failed. Of the environment it sees no
-    variable of the `rwkv` package but those given.
+    What it printed; AssertionError with its errors if it failed or took five minutes. Of the
+    environment it sees no variable of the `rwkv` package but those given.
     """
     folder = tmp_path_factory.mktemp("programs")
     outputs = [str(folder / "stdout"), str(folder / "stderr")]

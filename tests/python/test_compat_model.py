@@ -355,7 +355,7 @@ logits[0] -= 1e10  # as ChatRWKV's programs do
 print("fine")
 """
     done = run_python(code, str(golden / "v6" / "model"), vocabulary)
-    assert (done.stdout, done.stderr) == ("fine\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "fine\n", "")
 
 
 def test_install_refuses_to_come_late(run_python: RunPython) -> None:
@@ -369,4 +369,4 @@ except RuntimeError as error:
     print("first" in str(error))
 """
     done = run_python(code)
-    assert (done.stdout, done.stderr) == ("True\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

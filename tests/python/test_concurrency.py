@@ -77,11 +77,11 @@ def test_the_gil_is_free_and_a_state_in_use_raises(slow_model: wkv.Model) -> Non
 
     thread = threading.Thread(target=work)
     thread.start()
-    while chunks == 0:
+    while chunks == 0 and thread.is_alive():
         time.sleep(0.005)
     # This thread runs meanwhile; with the lock held it would have a turn at most at every chunk.
     before, ticks = chunks, 0
-    while chunks < before + 8:
+    while chunks < before + 8 and thread.is_alive():
         ticks += 1
         time.sleep(0.001)
     assert thread.is_alive()

@@ -11,6 +11,7 @@ import wkv
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 IDS = [1, 5, 9, 2, 33, 7, 60, 21]
+PACKAGE = {"RWKV_V7_ON": "0", "RWKV_RESCALE_LAYER": "6"}
 
 # Converting ends the program. Logits are the package's from the same weights, unconverted: its
 # v6 class cannot run a v6 file that it converted.
@@ -45,9 +46,10 @@ def test_converted_file(
     run_with_torch: Callable[..., str], version: str, strategy: str, tmp_path: Path
 ) -> None:
     model, converted = as_pth(version, tmp_path), str(tmp_path / "converted")
-    run_with_torch(CONVERT, model, strategy, converted)
-    run_with_torch(RUN, model, strategy, str(tmp_path / "logits.npy"), " ".join(map(str, IDS)))
-    expected = np.load(tmp_path / "logits.npy")
+    logits_path, ids = tmp_path / "logits.npy", " ".join(map(str, IDS))
+    run_with_torch(CONVERT, model, strategy, converted, **PACKAGE)
+    run_with_torch(RUN, model, strategy, str(logits_path), ids, **PACKAGE)
+    expected = np.load(logits_path)
 
     ours = wkv.Model.load(converted + ".pth", device="cpu")
     assert ours.info.version == wkv.inspect(GOLDEN / version / "model.safetensors").version
@@ -65,7 +67,8 @@ def test_divided_layers(run_with_torch: Callable[..., str], tmp_path: Path) -> N
     """fp16 files of many layers hold deep matrices divided by powers of two."""
     model, converted = as_pth("v4", tmp_path), str(tmp_path / "converted")
     for path, layers in ((converted, "1"), (converted + "0", "999")):
-        run_with_torch(CONVERT, model, "cpu fp16i8", path, RWKV_RESCALE_LAYER=layers)
+        environment = PACKAGE | {"RWKV_RESCALE_LAYER": layers}
+        run_with_torch(CONVERT, model, "cpu fp16i8", path, **environment)
     logits = []
     for path in (converted + ".pth", converted + "0.pth"):
         ours = wkv.Model.load(path, device="cpu")
