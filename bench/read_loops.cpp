@@ -25,7 +25,6 @@ float sum_scalar(const char* data, size_t bytes) {
 #if defined(__x86_64__)
 
 constexpr size_t kAhead = 1024;  // bytes
-constexpr size_t kStreams = 4;
 
 __attribute__((target("avx2"))) float sum_avx2(const char* data, size_t bytes) {
   __m256 sums[kAccumulators];
@@ -54,17 +53,21 @@ __attribute__((target("avx2"))) float sum_avx2_prefetching(const char* data, siz
   return sums[0][0] + sums[0][7];
 }
 
-__attribute__((target("avx2"))) float sum_avx2_streaming(const char* data, size_t bytes) {
+/// A line of each stream by turns, asked for kAsk bytes ahead if that is not 0.
+template <size_t kStreams, size_t kAsk>
+__attribute__((target("avx2"))) float sum_avx2_streams(const char* data, size_t bytes) {
   const size_t stream = bytes / kStreams;
   __m256 sums[kAccumulators];
   for (__m256& s : sums) s = _mm256_setzero_ps();
   for (size_t i = 0; i < stream; i += 64)
-    for (size_t s = 0; s < kStreams; ++s)
+    for (size_t s = 0; s < kStreams; ++s) {
+      const char* line = data + s * stream + i;
+      if (kAsk != 0) _mm_prefetch(line + kAsk, _MM_HINT_T0);
       for (size_t j = 0; j < 2; ++j) {
-        const char* at = data + s * stream + i + 32 * j;
-        __m256& sum = sums[2 * s + j];
-        sum = _mm256_add_ps(sum, _mm256_load_ps(reinterpret_cast<const float*>(at)));
+        __m256& sum = sums[(2 * s + j) % kAccumulators];
+        sum = _mm256_add_ps(sum, _mm256_load_ps(reinterpret_cast<const float*>(line + 32 * j)));
       }
+    }
   for (size_t j = 1; j < kAccumulators; ++j) sums[0] = _mm256_add_ps(sums[0], sums[j]);
   return sums[0][0] + sums[0][7];
 }
@@ -95,15 +98,19 @@ __attribute__((target("avx512f"))) float sum_avx512_prefetching(const char* data
   return sums[0][0] + sums[0][15];
 }
 
-__attribute__((target("avx512f"))) float sum_avx512_streaming(const char* data, size_t bytes) {
+/// Two lines of each stream by turns, likewise.
+template <size_t kStreams, size_t kAsk>
+__attribute__((target("avx512f"))) float sum_avx512_streams(const char* data, size_t bytes) {
   const size_t stream = bytes / kStreams;
   __m512 sums[kAccumulators];
   for (__m512& s : sums) s = _mm512_setzero_ps();
   for (size_t i = 0; i < stream; i += 128)
     for (size_t s = 0; s < kStreams; ++s)
       for (size_t j = 0; j < 2; ++j) {
-        __m512& sum = sums[2 * s + j];
-        sum = _mm512_add_ps(sum, _mm512_load_ps(data + s * stream + i + 64 * j));
+        const char* line = data + s * stream + i + 64 * j;
+        if (kAsk != 0) _mm_prefetch(line + kAsk, _MM_HINT_T0);
+        __m512& sum = sums[(2 * s + j) % kAccumulators];
+        sum = _mm512_add_ps(sum, _mm512_load_ps(line));
       }
   for (size_t j = 1; j < kAccumulators; ++j) sums[0] = _mm512_add_ps(sums[0], sums[j]);
   return sums[0][0] + sums[0][15];
@@ -115,9 +122,10 @@ __attribute__((target("avx512f"))) float sum_avx512_streaming(const char* data, 
 
 ReadLoop read_loop([[maybe_unused]] int which) {
 #if defined(__x86_64__)
-  constexpr ReadLoop kAvx512[kReadLoops] = {sum_avx512, sum_avx512_prefetching,
-                                            sum_avx512_streaming};
-  constexpr ReadLoop kAvx2[kReadLoops] = {sum_avx2, sum_avx2_prefetching, sum_avx2_streaming};
+  constexpr ReadLoop kAvx512[kReadLoops] = {
+      sum_avx512, sum_avx512_prefetching, sum_avx512_streams<4, 0>, sum_avx512_streams<8, kAhead>};
+  constexpr ReadLoop kAvx2[kReadLoops] = {sum_avx2, sum_avx2_prefetching, sum_avx2_streams<4, 0>,
+                                          sum_avx2_streams<8, kAhead>};
   if (__builtin_cpu_supports("avx512f")) return kAvx512[which];
   if (__builtin_cpu_supports("avx2")) return kAvx2[which];
 #endif

@@ -154,11 +154,12 @@ py::tuple gemm(const std::string& isa, const std::string& precision, const Array
 }
 
 /// y [out] = W x of one row, by gemv. Weights are asked for `ahead` bytes before their use, into L2
-/// and into L1; int4 lies in strips, which two streams read if `two_ahead` is not 0. Threads of
-/// `range` outputs each.
+/// and into L1; int4 lies in strips. `streams`: how many there are and how far ahead each is asked
+/// for. Threads of `range` outputs each.
 Array gemv_row(const std::string& isa, const Array& x, const py::array& codes,
-               const std::string& type, int out, std::pair<int, int> ahead, int two_ahead,
-               const std::optional<py::array>& group_scale, bool four_streams, int range) {
+               const std::string& type, int out, std::pair<int, int> ahead,
+               const std::optional<py::array>& group_scale, std::pair<int, int> streams,
+               int range) {
   const cpu::MatmulKernels& kernels = table_named(isa).matmul;
   cpu::MatmulArgs a{};
   a.type = type_named(type);
@@ -172,8 +173,7 @@ Array gemv_row(const std::string& isa, const Array& x, const py::array& codes,
   Guarded y(static_cast<std::size_t>(out) * sizeof(float));
   a.y = reinterpret_cast<float*>(y.data());
   a.ahead = {ahead.first, ahead.second};
-  a.two_ahead = {0, two_ahead};
-  a.four_streams = four_streams;
+  a.streams = {streams.first, streams.second};
   a.segment = cpu::kSegment;
   Guarded scratch((kernels.gemv_scratch(a) + 63) / 64 * 64);
   kernels.gemv_prepare(a, scratch.data());
@@ -214,8 +214,8 @@ void bind_gemm(py::module_& m) {
         arg("group_scale") = py::none(), arg("zero") = 0.0f, arg("range") = 1 << 30,
         arg("out") = 0);
   m.def("gemv_row", &gemv_row, arg("isa"), arg("x"), arg("codes"), arg("type"), arg("out"),
-        arg("ahead"), arg("two_ahead") = 0, arg("group_scale") = py::none(),
-        arg("four_streams") = false, arg("range") = 1 << 30);
+        arg("ahead"), arg("group_scale") = py::none(), arg("streams") = std::pair(1, 0),
+        arg("range") = 1 << 30);
 }
 
 }  // namespace wkv::test

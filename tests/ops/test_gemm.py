@@ -186,8 +186,8 @@ AHEAD = [(4096, 2048), (4096, 0), (0, 2048), (0, 0)]  # bytes into L2 and into L
 
 @each_target
 @pytest.mark.parametrize("out", [127, 128, 200, 333])
-def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
-    """Of 128 outputs and more, pairs of blocks; what is left follows, part of a strip last."""
+def test_streams_of_int4_give_the_bits_of_one(target: Target, out: int) -> None:
+    """Two of 128 outputs and more, eight of as many; what is left follows, part of a strip last."""
     rng = np.random.default_rng(out)
     inner = 2048
     q = rng.integers(0, 15, (out, inner), endpoint=True).astype(np.uint8)
@@ -195,20 +195,21 @@ def test_two_streams_give_the_bits_of_one(target: Target, out: int) -> None:
     held, by_group = strips((q[:, 0::2] | q[:, 1::2] << 4).astype(np.uint8), scales)
     x = rng.standard_normal(inner).astype(np.float32)
 
-    def row(ahead: tuple[int, int], two_ahead: int) -> F32:
-        y = load_ops().gemv_row(target.isa, x, held, "int4", out, ahead, two_ahead, by_group)
+    def row(ahead: tuple[int, int], streams: tuple[int, int]) -> F32:
+        y = load_ops().gemv_row(target.isa, x, held, "int4", out, ahead, by_group, streams)
         return np.asarray(y)
 
-    one = row(AHEAD[0], 0)
+    one = row(AHEAD[0], (1, 0))
     w = (q.astype(np.float64) - 8) * np.repeat(scales.astype(np.float64), 32, axis=1)
     check(one[None, :], x[None, :], w)
     for ahead in AHEAD:
-        for two_ahead in (0, 2048):
-            np.testing.assert_array_equal(row(ahead, two_ahead), one)
+        for streams in ((1, 0), (2, 0), (2, 2048), (8, 0), (8, 512)):
+            np.testing.assert_array_equal(row(ahead, streams), one)
     x[7] = np.inf  # no fixed point
-    one = row(AHEAD[0], 0)
+    one = row(AHEAD[0], (1, 0))
     for ahead in AHEAD:
-        np.testing.assert_array_equal(row(ahead, 2048), one)
+        for streams in ((2, 2048), (8, 512)):
+            np.testing.assert_array_equal(row(ahead, streams), one)
 
 
 def row_weights(
@@ -226,27 +227,29 @@ def row_weights(
 @each_target
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8"])
 @pytest.mark.parametrize("inner", [300, 512, 801, 4096, 4133, 9000])
-def test_four_streams_give_the_bits_of_one(target: Target, dtype: str, inner: int) -> None:
-    """Whatever the outputs of a thread: of 32 a stream has 8, of 43 some are left over."""
+def test_streams_give_the_bits_of_one(target: Target, dtype: str, inner: int) -> None:
+    """Whatever the outputs of a thread: of 32 each of four has 8, of 43 some are left over."""
     rng = np.random.default_rng(inner)
     out = 171
     x = rng.standard_normal(inner).astype(np.float32)
     w, decoded = row_weights(rng, dtype, out, inner)
 
-    def row(four_streams: bool, outputs: int) -> F32:
+    def row(streams: tuple[int, int], outputs: int) -> F32:
         y = load_ops().gemv_row(
-            target.isa, x, w, dtype, out, (4096, 0), four_streams=four_streams, range=outputs
+            target.isa, x, w, dtype, out, (4096, 0), streams=streams, range=outputs
         )
         return np.asarray(y)
 
-    four = row(True, out)
+    four = row((4, 0), out)
     check(four[None, :], x[None, :], decoded)
-    for outputs in (32, 64, 128):
-        np.testing.assert_array_equal(row(True, outputs), four)
+    for streams in ((4, 384), (8, 0), (8, 1024)):
+        for outputs in (32, 64, 128, out):
+            np.testing.assert_array_equal(row(streams, outputs), four)
     if inner <= 4096:  # longer rows are taken in fours or in pieces otherwise
-        np.testing.assert_array_equal(row(False, out), four)
+        np.testing.assert_array_equal(row((1, 0), out), four)
     x[7] = np.inf
-    assert not np.isfinite(row(True, out)).all()
+    for streams in ((4, 0), (8, 1024)):
+        assert not np.isfinite(row(streams, out)).all()
 
 
 @each_target

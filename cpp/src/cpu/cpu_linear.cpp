@@ -89,8 +89,7 @@ Job make_job(const LinearJob& from, MatmulPrecision precision) {
   if (e.gate) a.epilogue.gate = e.gate.f32(), a.epilogue.gate_stride = e.gate.stride;
   if (e.add) a.epilogue.add = e.add.f32(), a.epilogue.add_stride = e.add.stride;
   a.ahead = stream_ahead(a.type);
-  a.two_ahead = two_streams_ahead(a.type);
-  a.four_streams = four_streams(a.type);
+  a.streams = streams(a.type);
   a.segment = segment_inputs();
   job.cost = std::int64_t{a.in} * a.rows * kOutBlock;
   return job;

@@ -23,11 +23,9 @@ const KernelTable& select_isa(const char* name);
 /// How far ahead this processor wants to be asked for a stream of weights of a WeightType.
 StreamAhead stream_ahead(int type) noexcept;
 
-/// The same of two streams that a thread reads by turns; 0, 0 where one is better.
-StreamAhead two_streams_ahead(int type) noexcept;
-
-/// Whether a thread reads weights of that type in four streams by turns, with one row of x.
-bool four_streams(int type) noexcept;
+/// In how many streams a thread reads weights of a WeightType, with one row of x: 1, 2 (int4
+/// alone), 4 or 8. Kernels take less where they have not so many registers.
+Streams streams(int type) noexcept;
 
 /// MatmulArgs::segment for this processor.
 int segment_inputs() noexcept;

@@ -54,6 +54,13 @@ struct StreamAhead {
   ptrdiff_t l2, l1;
 };
 
+/// Parts of W that a thread multiplies one row of x with by turns, a line or two of each, and how
+/// many bytes before its use each is asked for into L1; 0: not. See streams() in isa.h.
+struct Streams {
+  int count;
+  ptrdiff_t ahead;
+};
+
 /// One product. W [out][in] (int4: strips), or [in][out] if `input_major`: int4 then has two
 /// outputs of an input to a byte, the even one low, and its scales are [group][out]. Strides of x
 /// and y in floats.
@@ -71,10 +78,9 @@ struct MatmulArgs {
   int rows;
   MatmulEpilogue epilogue;
   StreamAhead ahead;
-  StreamAhead two_ahead;  ///< of int4 in two streams by turns; 0, 0: in one
-  int segment;            ///< inputs whose x, as floats, leaves room in L1: kSegment or more
-  int precision;          ///< a PrecisionCode: what `narrow` may do
-  bool four_streams;      ///< of other types and one row of x: four parts of W by turns, unasked
+  Streams streams;
+  int segment;    ///< inputs whose x, as floats, leaves room in L1: kSegment or more
+  int precision;  ///< a PrecisionCode: what `narrow` may do
 };
 
 /// 16 KiB of x as floats, half of a small L1. A multiple of every kernel's step.

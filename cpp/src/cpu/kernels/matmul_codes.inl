@@ -39,6 +39,15 @@ inline __attribute__((always_inline)) void with_ask(StreamAhead ahead, F f) {
     f(AskNothing{});
 }
 
+/// f(Ask) for `ahead` bytes into L1.
+template <class F>
+inline __attribute__((always_inline)) void with_ask(ptrdiff_t ahead, F f) {
+  if (ahead != 0)
+    f(Ask<false, true>{StreamAhead{0, ahead}});
+  else
+    f(AskNothing{});
+}
+
 /// kLinesAsked: lines of a stream that are asked for together, where they are asked for twice.
 /// Granite Rapids, times as fast as GCC's order of a step: one line bf16 1.02, fp16 1.00, fp32
 /// 0.98; two 0.96, 0.91 and 1.01; four lines, fp32, 0.98.

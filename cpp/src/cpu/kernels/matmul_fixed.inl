@@ -90,9 +90,10 @@ inline size_t fixed_x_bytes(int in) {
 }
 
 /// Products of inputs [k0, k0 + n), those of a segment, of S rows of W, `row` and those `apart`
-/// rows behind each other, to be added up: lanes[s stride]. A line of each by turns; more registers
-/// than there are would be needed for the x that they share. Two rows in a row are two streams as
-/// well: GB/s of two threads of Zen 3, of 35: 21 with two rows, 28 with one.
+/// rows behind each other, to be added up: lanes[s stride]. A line of each by turns, or two with
+/// their sums in memory meanwhile where registers hold those of four alone; more registers than
+/// there are would be needed for the x that they share. Two rows in a row are two streams as well:
+/// GB/s of two threads of Zen 3, of 35: 21 with two rows, 28 with one.
 template <class C, int S, class Asking>
 inline __attribute__((always_inline)) void fixed_rows(const MatmulArgs& a, int row, int apart,
                                                       const unsigned char* x, int k0, int n,
@@ -107,6 +108,20 @@ inline __attribute__((always_inline)) void fixed_rows(const MatmulArgs& a, int r
   x += C::kHeadBytes;
   static_assert(C::kInputs == 64);  // a line
   int k = 0;
+  if constexpr (S > kLeastStreams)
+    for (; k + 2 * C::kInputs <= n; k += 2 * C::kInputs, x += 2 * C::kXBytes) {
+#pragma GCC unroll 1
+      for (int s = 0; s < S; ++s) {
+        typename C::Sums mine = sums[s];
+        const unsigned char* at = w[s];
+        w[s] += 2 * C::kInputs;
+        ask(at);
+        ask(at + C::kInputs);
+        mine.step(at, x);
+        mine.step(at + C::kInputs, x + C::kXBytes);
+        sums[s] = mine;
+      }
+    }
   for (; k + C::kInputs <= n; k += C::kInputs, x += C::kXBytes) {
 #pragma GCC unroll 4
     for (int s = 0; s < S; ++s, w[s - 1] += C::kInputs) {
@@ -163,29 +178,27 @@ bool prepare_fixed_typed(const MatmulArgs& a, GemvHead* head, unsigned char* x) 
   return true;
 }
 
-/// Outputs [begin, begin + kStreams apart), whole rows, bit for bit as one after the other.
-template <class C>
-void fixed_by_turns(const MatmulArgs& a, int begin, int apart, const GemvHead& head,
-                    const unsigned char* x) {
-  multiply_streams(a, head.sums, begin, apart,
-                   [&](int j, int n, float(&products)[kStreams][kOutBlock]) {
-                     f32v lanes[kStreams][kOutBlock];
-                     for (int r = 0; r < n; ++r) {
-                       fixed_pieces<C, kStreams>(a, j + r, apart, x, 0, a.in, AskNothing{},
-                                                 lanes[0] + r, kOutBlock);
-                     }
-                     for (int s = 0; s < kStreams; ++s) {
-                       sum_each(lanes[s], n, products[s]);
-                       for (int r = 0; r < n; ++r) products[s][r] *= head.step;
-                     }
-                   });
+/// Outputs [begin, begin + S apart), whole rows, bit for bit as one after the other.
+template <class C, int S>
+__attribute__((noinline)) void fixed_by_turns(const MatmulArgs& a, int begin, int apart,
+                                              const GemvHead& head, const unsigned char* x) {
+  multiply_streams<S>(a, head.sums, begin, apart, [&](int j, int n, auto ask, auto& products) {
+    f32v lanes[S][kOutBlock];
+    for (int r = 0; r < n; ++r)
+      fixed_pieces<C, S>(a, j + r, apart, x, 0, a.in, ask, lanes[0] + r, kOutBlock);
+    for (int s = 0; s < S; ++s) {
+      sum_each(lanes[s], n, products[s]);
+      for (int r = 0; r < n; ++r) products[s][r] *= head.step;
+    }
+  });
 }
 
 /// kRowByRow: the lanes of a row are added up when it ends, not those of many rows together.
 template <class C, bool kRowByRow, class Asking>
-void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& head,
-                      const unsigned char* x, Asking ask) {
-  const int segment = a.four_streams ? a.in : a.segment;
+__attribute__((noinline)) void gemv_fixed_typed(const MatmulArgs& a, int begin, int end,
+                                                const GemvHead& head, const unsigned char* x,
+                                                Asking ask) {
+  const int segment = a.streams.count >= kLeastStreams ? a.in : a.segment;
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;
     ask_operands(a, j);
@@ -217,9 +230,12 @@ void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& h
 template <class C>
 void gemv_fixed_typed(const MatmulArgs& a, int begin, int end, const GemvHead& head,
                       const unsigned char* x) {
-  if (const int apart = streams_apart(a, begin, end); apart > 0) {
-    fixed_by_turns<C>(a, begin, apart, head, x);
-    begin += kStreams * apart;
+  if (const Turns turns(a, C::kMostStreams, begin, end); turns.apart > 0) {
+    with_streams(turns, [&](auto streams) {
+      if constexpr (streams.n <= C::kMostStreams)
+        fixed_by_turns<C, streams.n>(a, begin, turns.apart, head, x);
+    });
+    begin += turns.count * turns.apart;
   }
   with_ask(a.ahead, [&](auto ask) {
 #if defined(__AVX512F__)

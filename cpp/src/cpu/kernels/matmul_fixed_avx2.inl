@@ -15,6 +15,7 @@ template <bool kSigned>
 struct FixedByte {
   static constexpr int kBits = 29;
   static constexpr int kInputs = 64;
+  static constexpr int kMostStreams = 4;     // of eight Ice Lake reads 0.98 times as much
   static constexpr int kHalfBytes = 4 * 32;  // x of half a line
   static constexpr int kXBytes = 2 * kHalfBytes, kHeadBytes = 0;
 

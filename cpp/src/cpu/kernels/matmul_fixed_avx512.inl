@@ -19,7 +19,7 @@ inline void store_low_bytes(unsigned char* to, __m512i v) {
 template <bool kSigned>
 struct FixedByte {
   static constexpr int kDigits = 4, kBits = 30;
-  static constexpr int kInputs = 64;
+  static constexpr int kInputs = 64, kMostStreams = 8;
   static constexpr int kXBytes = kDigits * 64, kHeadBytes = kDigits * 64;
 
   static void prepare(unsigned char* to, const float* x, const float* scale, int in,

@@ -200,29 +200,25 @@ void dot_stream(const MatmulArgs& a, int row, int n, const float* x, float* prod
 
 /// One row of x and rows of W `apart` outputs from each other, a step of each by turns; bit for bit
 /// as one after the other. `products`: see multiply_streams().
-template <class C>
-void dot_by_turns(const MatmulArgs& a, int row, int n, int apart, const float* x,
+template <class C, int S, class Asking>
+void dot_by_turns(const MatmulArgs& a, int row, int n, int apart, const float* x, Asking ask,
                   float (*products)[kOutBlock]) {
-  // Times as fast as unasked, 256 to 512 bytes ahead: bf16 and fp16 1.01 to 1.07, fp32 0.99 to
-  // 1.02; int8 (matmul_fixed.inl) 0.97 to 0.99.
-  constexpr bool kAsks = C::kInputsPerByteX8 == 4;
-  const Ask<false, kAsks> ask{StreamAhead{0, 384}};
-  f32v lanes[kStreams][kOutBlock];
+  f32v lanes[S][kOutBlock];
   for (int r = 0; r < n; ++r) {
-    Accumulators<C, 1, 1> acc[kStreams];
-    const unsigned char* rows[kStreams][1];
-    for (int s = 0; s < kStreams; ++s)
+    Accumulators<C, 1, 1> acc[S];
+    const unsigned char* rows[S][1];
+    for (int s = 0; s < S; ++s)
       rows[s][0] = (const unsigned char*)a.w + (row + r + (ptrdiff_t)s * apart) * a.row_bytes;
     int k = 0;
     for (; k + kStep<C> <= a.in; k += kStep<C>)
-      for (int s = 0; s < kStreams; ++s, rows[s - 1][0] += kStepBytes<C>)
+      for (int s = 0; s < S; ++s, rows[s - 1][0] += kStepBytes<C>)
         acc[s].step(rows[s], x + k, 0, ask);
-    for (int s = 0; s < kStreams; ++s) {
+    for (int s = 0; s < S; ++s) {
       add_rest(acc[s], rows[s], x + k, 0, a.in - k);
       lanes[s][r] = acc[s].lanes(0, 0);
     }
   }
-  for (int s = 0; s < kStreams; ++s) sum_each(lanes[s], n, products[s]);
+  for (int s = 0; s < S; ++s) sum_each(lanes[s], n, products[s]);
 }
 
 /// Parts that rows of x are taken in, as equal as they can be: 8 rows are 4 + 4, since 2 of 6 + 2
@@ -311,12 +307,15 @@ void gemv_typed(const MatmulArgs& a, int begin, int end, void* scratch) {
   const PreparedX<C> p(a, scratch);
   // An x that does not stay in L1 is read for four rows at once too: with 8192 inputs 96 % of 35
   // GB/s and 80 % of 60, row by row 45 % of those. Streams read by turns share what L2 brings.
-  const bool tiles = a.rows > 1 || (a.in > a.segment && !a.four_streams);
-  if (const int apart = streams_apart(a, begin, end); apart > 0) {
-    multiply_streams(a, p.sums[0], begin, apart, [&](int j, int n, auto& products) {
-      dot_by_turns<C>(a, j, n, apart, p.x, products);
+  const bool tiles = a.rows > 1 || (a.in > a.segment && a.streams.count < kLeastStreams);
+  if (const Turns turns(a, kMostStreams, begin, end); turns.apart > 0) {
+    with_streams(turns, [&](auto streams) {
+      multiply_streams<streams.n>(
+          a, p.sums[0], begin, turns.apart, [&](int j, int n, auto ask, auto& products) {
+            dot_by_turns<C, streams.n>(a, j, n, turns.apart, p.x, ask, products);
+          });
     });
-    begin += kStreams * apart;
+    begin += turns.count * turns.apart;
   }
   for (int j = begin; j < end; j += kOutBlock) {
     const int stop = end - j < kOutBlock ? end : j + kOutBlock;

@@ -156,15 +156,15 @@ void strip_fixed(Strip strip, int groups, const FixedGroup* x, ptrdiff_t xs, con
   for (int m = 0; m < RX; ++m) store(products + m * kOutBlock, sums[m] * steps[m]);
 }
 
-/// products [strip][kOutBlock] of two strips that are read by turns, with one row of x.
-template <class Asking>
-inline void two_strips_fixed(Strip (&strips)[2], int groups, const FixedGroup* x, float step,
-                             Asking ask, float* products) {
-  f32v sums[2][1] = {};
+/// products [strip][kStrip] of strips that are read by turns, a group of each, with one row of x.
+template <int S, class Asking>
+inline void strips_fixed(Strip (&strips)[S], int groups, const FixedGroup* x, float step,
+                         Asking ask, float (*products)[kStrip]) {
+  f32v sums[S][1] = {};
   for (int g = 0; g < groups; ++g)
-#pragma GCC unroll 2
-    for (int s = 0; s < 2; ++s) add_group<1>(strips[s], x + g, 0, ask, sums[s]);
-  for (int s = 0; s < 2; ++s) store(products + s * kOutBlock, sums[s][0] * step);
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) add_group<1>(strips[s], x + g, 0, ask, sums[s]);
+  for (int s = 0; s < S; ++s) store(products[s], sums[s][0] * step);
 }
 
 #elif defined(__AVX2__)
@@ -381,32 +381,36 @@ struct PreparedX4 {
 
 #if defined(__AVX512F__)
 
-/// How many outputs of [begin, end) each of two streams reads, the first from begin on, the second
-/// right behind those; what is left over is read as one stream. 0: all of it is. Two streams near
-/// each other are slower than one (Granite Rapids, two threads, GB/s of a loop written to compare
-/// them: one stream 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
-inline int two_streams_apart(const MatmulArgs& a, int begin, int end) {
-  constexpr ptrdiff_t kLeastBytes = 64 << 10;
-  if (a.two_ahead.l1 == 0 || a.rows > 1) return 0;
-  const int apart = (end - begin) / 2 / kOutBlock * kOutBlock;
+/// How many outputs of [begin, end) each of S streams reads, the first from begin on, the others
+/// right behind it; what is left over is read as one stream. 0: all of it is.
+template <int S>
+inline int strips_apart(const MatmulArgs& a, int begin, int end) {
+  // Two streams near each other are slower than one (Granite Rapids, two threads, GB/s of a loop
+  // written to compare them: one stream 31, two that are 4 KiB apart 28, 64 KiB to 1 MiB 36).
+  constexpr ptrdiff_t kLeastBytes = S == 2 ? 64 << 10 : 4 << 10;
+  const int apart = (end - begin) / S / kStrip * kStrip;
   return apart * a.row_bytes >= kLeastBytes ? apart : 0;
 }
 
-/// Outputs [begin, begin + apart) and as many behind them, of one row of x in fixed point; bit for
-/// bit as strip by strip.
-inline void two_streams_int4(const MatmulArgs& a, const PreparedX4& x, int begin, int apart) {
-  for (int j = begin; j < begin + apart; j += kOutBlock) {
-    float products[2][kOutBlock];
-    for (int s = 0; s < 2; ++s) ask_operands(a, j + s * apart);
-    for (int at = 0; at < kOutBlock; at += kStrip) {
-      Strip strips[2] = {strip_at(a, (j + at) / kStrip), strip_at(a, (j + apart + at) / kStrip)};
-      with_ask(a.two_ahead, [&](auto ask) {
-        two_strips_fixed(strips, groups_of(a), x.fixed, x.steps[0], ask, products[0] + at);
-      });
+/// Outputs of [begin, end) of one row of x in fixed point; bit for bit as strip by strip. Returns
+/// the first that is left.
+template <int S>
+inline int strips_by_turns(const MatmulArgs& a, const PreparedX4& x, int begin, int end) {
+  const int apart = strips_apart<S>(a, begin, end);
+  for (int j = begin; j < begin + apart; j += kStrip) {
+    float products[S][kStrip];
+    Strip strips[S];
+    for (int s = 0; s < S; ++s) {
+      ask_operands(a, j + s * apart);
+      strips[s] = strip_at(a, (j + s * apart) / kStrip);
     }
-    for (int s = 0; s < 2; ++s)
-      store_outputs(a, x.sums[0], products[s], 0, j + s * apart, j + s * apart + kOutBlock);
+    with_ask(a.streams.ahead, [&](auto ask) {
+      strips_fixed(strips, groups_of(a), x.fixed, x.steps[0], ask, products);
+    });
+    for (int s = 0; s < S; ++s)
+      store_outputs(a, x.sums[0], products[s], 0, j + s * apart, j + s * apart + kStrip);
   }
+  return begin + S * apart;
 }
 
 #endif
@@ -467,10 +471,9 @@ void multiply_strip(const MatmulArgs& a, PreparedX4& x, bool is_fixed, int strip
 void gemv_int4(const MatmulArgs& a, int begin, int end, void* scratch, bool is_fixed) {
   PreparedX4 x(a, scratch);
 #if defined(__AVX512F__)
-  if (const int apart = is_fixed ? two_streams_apart(a, begin, end) : 0; apart > 0) {
-    two_streams_int4(a, x, begin, apart);
-    begin += 2 * apart;
-  }
+  if (is_fixed && a.rows == 1 && a.streams.count >= 2)
+    begin = a.streams.count == 2 ? strips_by_turns<2>(a, x, begin, end)
+                                 : strips_by_turns<8>(a, x, begin, end);
 #endif
   const int parts = PartOfRows::count(a.rows);
   for (int j = begin; j < end; j += kOutBlock) {
