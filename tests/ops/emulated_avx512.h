@@ -17,6 +17,7 @@ typedef int8_t i64x __attribute__((vector_size(64)));
 typedef int8_t i8q16 __attribute__((vector_size(16)));
 typedef uint8_t u8q16 __attribute__((vector_size(16)));
 typedef uint16_t u16h16 __attribute__((vector_size(32)));
+typedef int16_t i16h16 __attribute__((vector_size(32)));
 
 #define WKV_LANES inline __attribute__((always_inline))
 
@@ -98,6 +99,9 @@ WKV_LANES __m512i cvtepu8_epi32(__m128i v) {
 WKV_LANES __m512i cvtepu16_epi32(__m256i v) {
   return (__m512i) __builtin_convertvector((u16h16)v, i16x);
 }
+WKV_LANES __m256i cvtepi32_epi16(__m512i v) {
+  return (__m256i) __builtin_convertvector((i16x)v, i16h16);
+}
 WKV_LANES __m128i cvtepi32_epi8(__m512i v) {
   return (__m128i) __builtin_convertvector((i16x)v, i8q16);
 }
@@ -113,6 +117,20 @@ WKV_LANES __m512i dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     r[h] = _mm256_add_epi32(half_of<__m256i>(sum, h), _mm256_add_epi32(even, odd));
   }
   return join<__m512i>(r[0], r[1]);
+}
+
+/// VPDPWSSD: two products of signed words to a lane.
+WKV_LANES __m512i dpwssd_epi32(__m512i sum, __m512i a, __m512i b) {
+  __m256i r[2];
+  for (int h = 0; h < 2; ++h)
+    r[h] = _mm256_add_epi32(half_of<__m256i>(sum, h),
+                            _mm256_madd_epi16(half_of<__m256i>(a, h), half_of<__m256i>(b, h)));
+  return join<__m512i>(r[0], r[1]);
+}
+WKV_LANES __m512 fmadd_ps(__m512 a, __m512 b, __m512 c) {
+  return join<__m512>(
+      _mm256_fmadd_ps(half_of<__m256>(a, 0), half_of<__m256>(b, 0), half_of<__m256>(c, 0)),
+      _mm256_fmadd_ps(half_of<__m256>(a, 1), half_of<__m256>(b, 1), half_of<__m256>(c, 1)));
 }
 
 WKV_LANES __m512 permutex2var_ps(__m512 a, __m512i index, __m512 b) {
@@ -216,6 +234,7 @@ WKV_LANES __m512 maskz_scalef_ps(__mmask16 mask, __m512 a, __m512 b) {
 #define _mm512_castsi512_si256(v) (wkv::test::half_of<__m256i>(v, 0))
 #undef _mm512_cmp_ps_mask
 #define _mm512_cmp_ps_mask wkv::test::cmp_ps_mask
+#define _mm512_cvtepi32_epi16 wkv::test::cvtepi32_epi16
 #define _mm512_cvtepi32_epi8 wkv::test::cvtepi32_epi8
 #define _mm512_cvtepi32_ps wkv::test::cvtepi32_ps
 #define _mm512_cvtepi8_epi32 wkv::test::cvtepi8_epi32
@@ -224,10 +243,12 @@ WKV_LANES __m512 maskz_scalef_ps(__mmask16 mask, __m512 a, __m512 b) {
 #define _mm512_cvtph_ps wkv::test::cvtph_ps
 #define _mm512_cvtps_epi32 wkv::test::cvtps_epi32
 #define _mm512_dpbusd_epi32 wkv::test::dpbusd_epi32
+#define _mm512_dpwssd_epi32 wkv::test::dpwssd_epi32
 #undef _mm512_extractf64x4_pd
 #define _mm512_extractf64x4_pd(v, at) (wkv::test::half_of<__m256d>(v, at))
 #undef _mm512_extracti64x4_epi64
 #define _mm512_extracti64x4_epi64(v, at) (wkv::test::half_of<__m256i>(v, at))
+#define _mm512_fmadd_ps wkv::test::fmadd_ps
 #define _mm512_load_si512 wkv::test::loadu_si512
 #define _mm512_loadu_si512 wkv::test::loadu_si512
 #define _mm512_mask_storeu_ps wkv::test::mask_storeu_ps

@@ -107,6 +107,7 @@ DOTS = "avx512_bf16"  # dot products of bf16, for what is one product of one par
 EMULATED_AVX512 = "avx512-emulated"
 AVX512 = ("avx512", EMULATED_AVX512, DOTS)
 WORDS = ("avx2",)  # products in integers of 16 bits
+WORDS_OF_INT4 = (*WORDS, "avx512", EMULATED_AVX512)  # of these weights, likewise
 NARROW_ROWS = 16  # from so many rows on a product may use fewer bits than fp32
 # From so many rows on AMX has `exact` products; with codes input-major from 9.
 FEW_ROWS = {"bf16": 7, "int8": 7, "mm8": 7, "int4": 5}
@@ -166,7 +167,7 @@ def rounding(
 def digits(target: Target, dtype: str, rows: int, precision: str = "auto") -> int:
     """Bytes of x in a product with codes of W as they are; 0: fp32, or bf16."""
     codes = dtype in ("int8", "mm8")
-    if target.isa in WORDS:
+    if target.isa in (WORDS_OF_INT4 if dtype == "int4" else WORDS):
         wide = precision == "exact" or (dtype == "mm8" and precision == "auto")
         return 2 if (codes or dtype == "int4") and rows >= NARROW_ROWS and not wide else 0
     if not codes or target.isa not in AVX512 + AMX:

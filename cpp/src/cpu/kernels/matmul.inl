@@ -5,7 +5,8 @@
 #include "cpu/kernels/matmul_sparse.inl"
 #if defined(__AVX512VNNI__)
 #include "cpu/kernels/matmul_int8.inl"
-#elif defined(__AVX2__)
+#endif
+#if defined(__AVX2__)
 #include "cpu/kernels/matmul_words.inl"
 #endif
 
@@ -23,7 +24,10 @@ namespace {
 #endif
 
 #if defined(__AVX512VNNI__)
-const GemmKernels* narrow(const MatmulArgs& a) { return tiles::vnni_gemm(a); }
+const GemmKernels* narrow(const MatmulArgs& a) {
+  const GemmKernels* codes = tiles::vnni_gemm(a);
+  return codes ? codes : words_gemm(a);
+}
 #elif defined(__AVX2__)
 const GemmKernels* narrow(const MatmulArgs& a) { return words_gemm(a); }
 #else

@@ -12,13 +12,10 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;  // 24 accumulators, 2 of W, x as an embedded broadcast
-constexpr int kMinBlock = 6;
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6;  // 12 accumulators, 2 of W, 1 broadcast of 16 registers
-constexpr int kMinBlock = 3;
 #else
 constexpr int kTileRows = 4;
-constexpr int kMinBlock = 2;
 #endif
 constexpr int kGroup = 128;
 constexpr int kMaxRows = 264;  // a multiple of 12 that holds a step of 256
@@ -34,13 +31,13 @@ struct RowPlan {
   int rows() const { return first(blocks); }  ///< of a chunk, with padding
 };
 
-inline RowPlan plan_rows(int rows) {
+inline RowPlan plan_rows(int rows, int tile_rows = kTileRows) {
   RowPlan p;
   p.chunks = (rows + kMaxRows - 1) / kMaxRows;
   p.chunk_rows = (rows + p.chunks - 1) / p.chunks;
-  p.blocks = (p.chunk_rows + kTileRows - 1) / kTileRows;
+  p.blocks = (p.chunk_rows + tile_rows - 1) / tile_rows;
   p.block = (p.chunk_rows + p.blocks - 1) / p.blocks;
-  if (p.block < kMinBlock) p.block = kMinBlock;  // there is one, then: kTileRows is 2 kMinBlock
+  if (p.block < tile_rows / 2) p.block = tile_rows / 2;  // there is one, then
   p.large = p.blocks > 1 ? p.blocks - (p.blocks * p.block - p.chunk_rows) : 1;
   return p;
 }

@@ -1,11 +1,12 @@
-// Products of many rows with codes of W in integers of 16 bits, of which vpmaddwd multiplies twice
-// as many as a fused multiply-add does floats. The largest of kDepth inputs of a row of x becomes
-// 2^15 - 1, and sums are exact until they meet the scales:
+// Products of many rows with codes of W in integers of 16 bits, of which an instruction multiplies
+// twice as many as a fused multiply-add does floats. The largest of kDepth inputs of a row of x
+// becomes 2^15 - 1, and sums are exact until they meet the scales:
 //
 //   y[o] = sum over blocks of x (scale of x) (sum over groups of W (scale of W)[o] (sum of X code))
 //
-// The addition is an instruction of its own: 1.6 times the rate of floats on Zen 3, not twice. The
-// loops are those of gemm.
+// AVX2 adds in an instruction of its own: 1.6 times the rate of floats on Zen 3, not twice. AVX-512
+// with VNNI (vpdpwssd) does not; there codes of a byte have matmul_int8.inl. The loops are those of
+// gemm.
 #pragma once
 
 #include "cpu/kernels/matmul_gemm.inl"
@@ -16,6 +17,7 @@ namespace words {
 
 constexpr int kGroups = kDepth / kInt4Group;  // of a panel
 constexpr int kPairs = kInt4Group / 2;        // of a group: dwords of two inputs
+constexpr int kRows = 6;                      // of a block: as many sums again take the scales
 constexpr int kMinRows = 16;                  // fewer rows are computed in fp32
 constexpr float kLargest = 32767;             // 128 inputs of 128 * 2^15 stay in 32 bits
 /// Blocks of smaller numbers have the scale of this: the inverse of theirs might be infinite.
@@ -23,12 +25,42 @@ constexpr float kLeast = 0x1p-100f;
 
 typedef int16_t i16v __attribute__((vector_size(kVectorBytes)));
 
+// nearest(); multiply_add(), a b + c rounded once: left to the compiler, that depends on a row's
+// place in its block; add_products(), to each lane the two products of words; words_of(), 2 W
+// integers as words in the order of pairs.
+#if defined(__AVX512F__)
+inline i32v nearest(f32v v) { return (i32v)_mm512_cvtps_epi32((__m512)v); }
+inline f32v multiply_add(f32v a, f32v b, f32v c) {
+  return (f32v)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+inline i32v add_products(i32v sum, i32v x, i32v w) {
+  return (i32v)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)w);
+}
+inline i32v words_of(i32v first, i32v second, int) {  // pairs are four apart
+  const __m128i four = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+  __m256i words[2] = {_mm512_cvtepi32_epi16((__m512i)first),
+                      _mm512_cvtepi32_epi16((__m512i)second)};
+  i32v v;
+  for (__m256i& half : words) half = _mm256_shuffle_epi8(half, _mm256_broadcastsi128_si256(four));
+  __builtin_memcpy(&v, words, sizeof v);
+  return v;
+}
+#else
 inline i32v nearest(f32v v) { return (i32v)_mm256_cvtps_epi32((__m256)v); }
-
-/// a b + c, rounded once: left to the compiler, that depends on a row's place in its block.
 inline f32v multiply_add(f32v a, f32v b, f32v c) {
   return (f32v)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 }
+inline i32v add_products(i32v sum, i32v x, i32v w) {
+  return sum + (i32v)_mm256_madd_epi16((__m256i)x, (__m256i)w);
+}
+inline i32v words_of(i32v first, i32v second, int apart) {
+  const __m256i both = _mm256_packs_epi32((__m256i)first, (__m256i)second);
+  const __m256i words = _mm256_permute4x64_epi64(both, 0xd8);
+  const __m128i two = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+  const __m128i four = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+  return (i32v)_mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(apart == 2 ? two : four));
+}
+#endif
 
 /// How many inputs lie between the two of a pair, which one mask takes out of a dword of codes.
 inline int apart(const MatmulArgs& a) { return a.type == kWeightI4 ? 4 : 2; }
@@ -45,7 +77,7 @@ struct Layout {
   int in, depths;
 
   explicit Layout(const MatmulArgs& a)
-      : p(plan_rows(a.rows)), in(a.in), depths(cpu::depths(a.in)) {}
+      : p(plan_rows(a.rows, kRows)), in(a.in), depths(cpu::depths(a.in)) {}
   int rows() const { return p.rows(); }
   ptrdiff_t dwords() const { return (ptrdiff_t)rows() * (padded(in) / 2); }  // of a chunk
   /// Of the first pair of a block of rows.
@@ -62,13 +94,9 @@ size_t packed_bytes(const MatmulArgs& a) {
   return (size_t)Layout(a).sums_at() * 4 + (size_t)a.rows * sizeof(RowSums);
 }
 
-/// Sixteen integers as words in the order of pairs.
-inline __m256i words_of(i32v first, i32v second, int apart) {
-  const __m256i both = _mm256_packs_epi32((__m256i)first, (__m256i)second);
-  const __m256i words = _mm256_permute4x64_epi64(both, 0xd8);
-  const __m128i two = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
-  const __m128i four = _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
-  return _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(apart == 2 ? two : four));
+int pack_units(const MatmulArgs& a) {
+  const RowPlan p = plan_rows(a.rows, kRows);
+  return p.chunks * p.blocks;
 }
 
 /// `depth` inputs of a row as pairs of integers, zeros up to a whole group; returns their scale.
@@ -90,8 +118,8 @@ inline float to_words(const MatmulArgs& a, const float* x, int k0, int depth, in
   for (int i = 0; i < W; ++i) largest = most[i] > largest ? most[i] : largest;
   const f32v inverse = splat(kLargest / largest);
   for (int i = 0; i < vectors; i += 2, to += W)
-    _mm256_storeu_si256((__m256i*)to,
-                        words_of(nearest(v[i] * inverse), nearest(v[i + 1] * inverse), apart(a)));
+    store((float*)to,
+          (f32v)words_of(nearest(v[i] * inverse), nearest(v[i + 1] * inverse), apart(a)));
   return largest / kLargest + sum(poison);
 }
 
@@ -237,10 +265,13 @@ inline void group_scales(const MatmulArgs& a, int j, int columns, int k0, int de
       const ptrdiff_t group = k0 / kInt4Group + g;
       scales += a.input_major ? group * a.out + j + col
                               : ((j + col) / kStrip * groups + group) * kStrip + (j + col) % kStrip;
-      f16 part[W] = {};
       const int n = columns - col;
-      if (n > 0) __builtin_memcpy(part, scales, (size_t)(n < W ? n : W) * sizeof(f16));
-      store(to->scales + g * kCols + col, load(part));
+      f16 part[W] = {};
+      if (n < W) {
+        if (n > 0) __builtin_memcpy(part, scales, (size_t)n * sizeof(f16));
+        scales = part;
+      }
+      store(to->scales + g * kCols + col, load(scales));
     }
 }
 
@@ -258,10 +289,6 @@ inline void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, P
   }
 }
 
-inline i32v add_products(i32v sum, i32v x, i32v w) {
-  return sum + (i32v)_mm256_madd_epi16((__m256i)x, (__m256i)w);
-}
-
 /// c [R][kCols] (+)= scales of x times x [pair][R] * panel; rows of c are kGroup apart.
 template <int R, bool kGrouped>
 __attribute__((noinline)) void micro_kernel(const int32_t* x, const float* x_scale,
@@ -269,19 +296,23 @@ __attribute__((noinline)) void micro_kernel(const int32_t* x, const float* x_sca
   const int32_t* w = panel->dwords;
   const float* w_scale = panel->scales;
   f32v totals[R][2] = {};
+  constexpr int kUnrolled = 16;
+  static_assert(kPairs % kUnrolled == 0);
   const int step = kGrouped ? kPairs : pairs;
   for (int p = 0; p < pairs; p += step, w_scale += kCols) {
     i32v acc[R][2] = {};
-#pragma GCC unroll 8
-    for (int i = 0; i < step; ++i, x += R, w += kCols) {
-      const i32v w0 = (i32v)load((const float*)w), w1 = (i32v)load((const float*)w + W);
+    for (int i = 0; i < step; i += kUnrolled, x += kUnrolled * R, w += kUnrolled * kCols)
+#pragma GCC unroll 16
+      for (int k = 0; k < kUnrolled; ++k) {
+        const i32v w0 = (i32v)load((const float*)w + k * kCols);
+        const i32v w1 = (i32v)load((const float*)w + k * kCols + W);
 #pragma GCC unroll 12
-      for (int m = 0; m < R; ++m) {
-        const i32v xm = x[m] - i32v{};
-        acc[m][0] = add_products(acc[m][0], xm, w0);
-        acc[m][1] = add_products(acc[m][1], xm, w1);
+        for (int m = 0; m < R; ++m) {
+          const i32v xm = x[k * R + m] - i32v{};
+          acc[m][0] = add_products(acc[m][0], xm, w0);
+          acc[m][1] = add_products(acc[m][1], xm, w1);
+        }
       }
-    }
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m)
 #pragma GCC unroll 2
@@ -313,7 +344,7 @@ MicroKernel micro_kernel_of(int block) {
     case 5:
       return micro_kernel<5, kGrouped>;
     default:
-      return micro_kernel<kTileRows, kGrouped>;
+      return micro_kernel<kRows, kGrouped>;
   }
 }
 
@@ -370,8 +401,12 @@ constexpr GemmKernels kKernels = {packed_bytes, pack_units, pack, scratch, multi
 /// would have to become codes first: 2 to 15 % faster than fp32, and slower at 32 rows.
 inline bool takes(const MatmulArgs& a) {
   if (a.rows < kMinRows || a.precision == kPrecisionExact) return false;
+#if defined(__AVX512F__)
+  return a.type == kWeightI4;
+#else
   return a.type == kWeightI8 || a.type == kWeightI4 ||
          (a.type == kWeightU8 && a.precision != kPrecisionAuto);
+#endif
 }
 
 }  // namespace words
