@@ -211,7 +211,7 @@ double weight_bytes(const Matrix& w) {
 /// The units whose peaks the products of an ISA are compared with.
 std::vector<std::string> units_of(const std::string& isa) {
   if (isa == "avx2") return {"avx2", "avx2 int16"};
-  if (isa == "avx512") return {"avx512", "avx512 int8"};
+  if (isa == "avx512") return {"avx512", "avx512 int8", "avx512 int16"};
   if (isa == "avx512_bf16") return {"avx512", "avx512 int8", "avx512 bf16"};
   if (isa == "amx") return {"avx512", "avx512 int8", "amx bf16", "amx int8"};
   return {isa};
@@ -233,7 +233,8 @@ std::string unit_of(const cpu::KernelTable& kernels, const Settings& s, DType dt
   if (kernels.matmul.narrow(args) == nullptr) return units_of(isa).front();
   if (isa == "avx2") return "avx2 int16";
   const std::string cores = isa == "amx" ? "amx" : "avx512";
-  return cores + (dtype == DType::int8 || dtype == DType::mm8 ? " int8" : " bf16");
+  if (dtype == DType::int8 || dtype == DType::mm8) return cores + " int8";
+  return cores + (isa == "avx512" ? " int16" : " bf16");
 }
 
 void run(const Settings& s) {

@@ -107,6 +107,17 @@ __attribute__((target("avx512f,avx512vnni"))) double dot_avx512() {
   return 2.0 * kRounds * kChains * 64;
 }
 
+__attribute__((target("avx512f,avx512vnni"))) double words_avx512() {
+  constexpr int kRounds = 20000, kChains = 12;
+  __m512i acc[kChains] = {};
+  const __m512i x = _mm512_set1_epi32(1);
+  for (int i = 0; i < kRounds; ++i) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kChains; ++j) asm volatile("vpdpwssd %1, %1, %0" : "+v"(acc[j]) : "v"(x));
+  }
+  return 2.0 * kRounds * kChains * 32;
+}
+
 #if defined(WKV_AMX)
 struct alignas(64) TileConfig {
   unsigned char palette = 1, start = 0, reserved[14] = {};
@@ -181,14 +192,15 @@ double read_bandwidth(int threads, double seconds) {
 }
 
 double arithmetic_peak(std::string_view unit, int threads, double seconds) {
-  double (*const work)() = unit == "avx512"        ? fma_avx512
-                           : unit == "avx512 int8" ? dot_avx512
-                           : unit == "avx512 bf16" ? pairs_avx512
-                           : unit == "avx2"        ? fma_avx2
-                           : unit == "avx2 int16"  ? words_avx2
-                           : unit == "amx bf16"    ? tiles_bf16
-                           : unit == "amx int8"    ? tiles_int8
-                                                   : fma_generic;
+  double (*const work)() = unit == "avx512"         ? fma_avx512
+                           : unit == "avx512 int8"  ? dot_avx512
+                           : unit == "avx512 int16" ? words_avx512
+                           : unit == "avx512 bf16"  ? pairs_avx512
+                           : unit == "avx2"         ? fma_avx2
+                           : unit == "avx2 int16"   ? words_avx2
+                           : unit == "amx bf16"     ? tiles_bf16
+                           : unit == "amx int8"     ? tiles_int8
+                                                    : fma_generic;
   return together(threads, seconds, [work](int) { return work(); });
 }
 

@@ -10,9 +10,9 @@ namespace wkv::bench {
 double read_bandwidth(int threads, double seconds);
 
 /// Multiplications and additions per second from registers with `unit`: fused multiply-adds of fp32
-/// ("generic", "avx2", "avx512"), dot products of bytes ("avx512 int8") and of bf16 ("avx512
-/// bf16"), tiles ("amx bf16", "amx int8"; after select_isa has asked for them). 0 where this build
-/// has none.
+/// ("generic", "avx2", "avx512"), products of words ("avx2 int16", "avx512 int16"), dot products of
+/// bytes ("avx512 int8") and of bf16 ("avx512 bf16"), tiles ("amx bf16", "amx int8"; after
+/// select_isa has asked for them). 0 where this build has none.
 double arithmetic_peak(std::string_view unit, int threads, double seconds);
 
 }  // namespace wkv::bench

@@ -36,6 +36,16 @@ def test_products(density: str | None) -> None:
         assert all(float(figure.rstrip("%")) > 0 for figure in row.split()[2:7])
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16", "int8", "mm8", "int4"])
+def test_every_unit_has_a_roof(dtype: str) -> None:
+    """Products of few and of many rows by the best instruction set of this machine."""
+    options = ["--threads", "1", "--dtype", dtype, "--shape", "64x64", "--rows", "1,17"]
+    done = run("bench_matmul", *options, "--precision", "fast", "--seconds", "0.01")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith(f"{dtype} ")]
+    assert [row[1] for row in rows] == ["1", "17"]
+
+
 @pytest.mark.parametrize("arguments", [["--fly", "1"], ["--rows"], ["--shape", "wide"]])
 def test_failures_are_one_line(arguments: list[str]) -> None:
     done = run("bench_matmul", *arguments)
