@@ -296,23 +296,19 @@ __attribute__((noinline)) void micro_kernel(const int32_t* x, const float* x_sca
   const int32_t* w = panel->dwords;
   const float* w_scale = panel->scales;
   f32v totals[R][2] = {};
-  constexpr int kUnrolled = 16;
-  static_assert(kPairs % kUnrolled == 0);
   const int step = kGrouped ? kPairs : pairs;
   for (int p = 0; p < pairs; p += step, w_scale += kCols) {
     i32v acc[R][2] = {};
-    for (int i = 0; i < step; i += kUnrolled, x += kUnrolled * R, w += kUnrolled * kCols)
-#pragma GCC unroll 16
-      for (int k = 0; k < kUnrolled; ++k) {
-        const i32v w0 = (i32v)load((const float*)w + k * kCols);
-        const i32v w1 = (i32v)load((const float*)w + k * kCols + W);
+#pragma GCC unroll 8
+    for (int i = 0; i < step; ++i, x += R, w += kCols) {
+      const i32v w0 = (i32v)load((const float*)w), w1 = (i32v)load((const float*)w + W);
 #pragma GCC unroll 12
-        for (int m = 0; m < R; ++m) {
-          const i32v xm = x[k * R + m] - i32v{};
-          acc[m][0] = add_products(acc[m][0], xm, w0);
-          acc[m][1] = add_products(acc[m][1], xm, w1);
-        }
+      for (int m = 0; m < R; ++m) {
+        const i32v xm = x[m] - i32v{};
+        acc[m][0] = add_products(acc[m][0], xm, w0);
+        acc[m][1] = add_products(acc[m][1], xm, w1);
       }
+    }
 #pragma GCC unroll 12
     for (int m = 0; m < R; ++m)
 #pragma GCC unroll 2
