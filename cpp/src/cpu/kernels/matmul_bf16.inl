@@ -39,13 +39,15 @@ using Expand = void (*)(const MatmulArgs& a, int j, int columns, int k0, int dep
 inline Expand expand_of(const MatmulArgs& a) {
   switch (a.type) {
     case kWeightF32:
-      return a.input_major ? InputMajor<float>::expand : OutputMajor<UnpackF32>::expand;
+      return a.input_major ? InputMajor<float, kPanelCols>::expand
+                           : OutputMajor<UnpackF32, kPanelCols>::expand;
     case kWeightF16:
-      return a.input_major ? InputMajor<f16>::expand : OutputMajor<UnpackF16>::expand;
+      return a.input_major ? InputMajor<f16, kPanelCols>::expand
+                           : OutputMajor<UnpackF16, kPanelCols>::expand;
     case kWeightBF16:
-      return InputMajor<bf16>::expand;  // output-major needs no conversion
+      return InputMajor<bf16, kPanelCols>::expand;  // output-major needs no conversion
     default:
-      return InputMajorI4::expand;  // strips_to_pairs takes the others
+      return InputMajorI4<kPanelCols>::expand;  // strips_to_pairs takes the others
   }
 }
 

@@ -10,10 +10,8 @@
 namespace wkv::cpu {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kTileRows = 12;  // 24 accumulators, 2 of W, x as an embedded broadcast
-#elif defined(__AVX2__)
-constexpr int kTileRows = 6;  // 12 accumulators, 2 of W, 1 broadcast of 16 registers
+#if defined(__AVX2__)
+constexpr int kTileRows = 6;  // with kCols, all but 4 (AVX-512: 7) of the registers are sums
 #else
 constexpr int kTileRows = 4;
 #endif
@@ -31,13 +29,13 @@ struct RowPlan {
   int rows() const { return first(blocks); }  ///< of a chunk, with padding
 };
 
-inline RowPlan plan_rows(int rows, int tile_rows = kTileRows) {
+inline RowPlan plan_rows(int rows) {
   RowPlan p;
   p.chunks = (rows + kMaxRows - 1) / kMaxRows;
   p.chunk_rows = (rows + p.chunks - 1) / p.chunks;
-  p.blocks = (p.chunk_rows + tile_rows - 1) / tile_rows;
+  p.blocks = (p.chunk_rows + kTileRows - 1) / kTileRows;
   p.block = (p.chunk_rows + p.blocks - 1) / p.blocks;
-  if (p.block < tile_rows / 2) p.block = tile_rows / 2;  // there is one, then
+  if (p.block < kTileRows / 2) p.block = kTileRows / 2;  // there is one, then
   p.large = p.blocks > 1 ? p.blocks - (p.blocks * p.block - p.chunk_rows) : 1;
   return p;
 }
@@ -98,44 +96,36 @@ void pack(const MatmulArgs& a, int begin, int end, void* packed) {
 /// c [R][kCols] (+)= x [depth][R] * panel [depth][kCols]; rows of c are kGroup apart.
 template <int R>
 void micro_kernel(const float* x, const float* panel, int depth, float* c, bool add) {
-  f32v acc[R][2] = {};
+  constexpr int kVectors = kCols / W;
+  f32v acc[R][kVectors] = {};
 #pragma GCC unroll 8
   for (int k = 0; k < depth; ++k, x += R, panel += kCols) {
-    const f32v b0 = load(panel), b1 = load(panel + W);
-#pragma GCC unroll 12
+    f32v b[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) b[v] = load(panel + v * W);
+#pragma GCC unroll 6
     for (int m = 0; m < R; ++m) {
       const f32v xm = splat(x[m]);
-      acc[m][0] += xm * b0;
-      acc[m][1] += xm * b1;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[m][v] += xm * b[v];
     }
   }
-#pragma GCC unroll 12
-  for (int m = 0; m < R; ++m) {
-    // Partial sums of kDepth terms are added up apart: a chain over all inputs would lose as many
-    // times more.
-    store(c + m * kGroup, add ? load(c + m * kGroup) + acc[m][0] : acc[m][0]);
-    store(c + m * kGroup + W, add ? load(c + m * kGroup + W) + acc[m][1] : acc[m][1]);
-  }
+#pragma GCC unroll 6
+  for (int m = 0; m < R; ++m)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      // Partial sums of kDepth terms are added up apart: a chain over all inputs would lose as many
+      // times more.
+      float* to = c + m * kGroup + v * W;
+      store(to, add ? load(to) + acc[m][v] : acc[m][v]);
+    }
 }
 
 using MicroKernel = void (*)(const float* x, const float* panel, int depth, float* c, bool add);
 
 inline MicroKernel micro_kernel_of(int block) {
   switch (block) {
-#if defined(__AVX512F__)
-    case 6:
-      return micro_kernel<6>;
-    case 7:
-      return micro_kernel<7>;
-    case 8:
-      return micro_kernel<8>;
-    case 9:
-      return micro_kernel<9>;
-    case 10:
-      return micro_kernel<10>;
-    case 11:
-      return micro_kernel<11>;
-#elif defined(__AVX2__)
+#if defined(__AVX2__)
     case 3:
       return micro_kernel<3>;
     case 4:
@@ -217,7 +207,7 @@ inline Gemm gemm_of(const MatmulArgs& a) {
     case kWeightU8:
       return a.input_major ? gemm_typed<InputMajor<uint8_t>> : gemm_typed<OutputMajor<UnpackU8>>;
     default:
-      return a.input_major ? gemm_typed<InputMajorI4> : gemm_typed<StripsI4>;
+      return a.input_major ? gemm_typed<InputMajorI4<>> : gemm_typed<StripsI4>;
   }
 }
 

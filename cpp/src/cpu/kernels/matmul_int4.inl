@@ -167,7 +167,7 @@ inline void turns_fixed(Strip (&strips)[S], int groups, const FixedGroup* x, flo
 }
 
 /// products [RX][kOutBlock] of S strips next to each other. `steps`: of the rows of x. A core of
-/// Ice Lake multiplies two vectors a cycle and loads little more than one (3.2 G and 5.5 G a
+/// Ice Lake multiplies two vectors a cycle and loads little more than one (5.5 G and 3.2 G a
 /// second), so digits of x serve two strips: times as fast as one strip at a time, 4 rows 1.2, 8 to
 /// 15 rows 1.3 to 1.36.
 template <int RX, int S, class Asking>

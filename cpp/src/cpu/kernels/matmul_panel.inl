@@ -6,7 +6,13 @@
 namespace wkv::cpu {
 namespace {
 
+/// With AVX-512 a core of Ice Lake does two multiply-adds a cycle and 1.1 loads: 6 rows of x by 4
+/// vectors of outputs, which load 10 vectors for 24 products, are 1.08 times as fast as 12 by 2.
+#if defined(__AVX512F__)
+constexpr int kCols = 4 * W;
+#else
 constexpr int kCols = 2 * W;
+#endif
 constexpr int kDepth = 128;  // 256 are 1 % faster and lose up to twice as much in sums of one sign
 
 /// v[i][j] <-> v[j][i]
@@ -120,17 +126,17 @@ struct UnpackU8 {
 
 /// Inputs [k0, k0 + depth) of outputs [j, j + n), n <= W, to columns of the panel; absent ones
 /// zero.
-template <class U>
+template <class U, int Cols>
 void expand_columns(const MatmulArgs& a, int j, int n, int k0, int depth, float* panel) {
   constexpr int kInputs = U::kInputs, kSquare = W * kInputs;
   if (n <= 0) {
-    for (int k = 0; k < depth; ++k) store(panel + k * kCols, f32v{});
+    for (int k = 0; k < depth; ++k) store(panel + k * Cols, f32v{});
     return;
   }
   U unpack(a, j, n);
   const unsigned char* w =
       (const unsigned char*)a.w + j * a.row_bytes + (ptrdiff_t)k0 / kInputs * U::kBytes;
-  for (int k = 0; k < depth; k += kSquare, w += W * U::kBytes, panel += kSquare * kCols) {
+  for (int k = 0; k < depth; k += kSquare, w += W * U::kBytes, panel += kSquare * Cols) {
     const int inputs = depth - k < kSquare ? depth - k : kSquare;
     unpack.begin(k0 + k, inputs);
     f32v v[W];
@@ -151,64 +157,72 @@ void expand_columns(const MatmulArgs& a, int j, int n, int k0, int depth, float*
       for (int d = 0; d < W; ++d)
 #pragma GCC unroll 8
         for (int i = 0; i < kInputs; ++i)
-          store(panel + (d * kInputs + i) * kCols, unpack.value(v[d], d, i));
+          store(panel + (d * kInputs + i) * Cols, unpack.value(v[d], d, i));
     } else {
       for (int d = 0; d < W; ++d)
         for (int i = 0; i < kInputs && d * kInputs + i < inputs; ++i)
-          store(panel + (d * kInputs + i) * kCols, unpack.value(v[d], d, i));
+          store(panel + (d * kInputs + i) * Cols, unpack.value(v[d], d, i));
     }
   }
 }
 
-/// Panel [depth][kCols] of outputs [j, j + columns), columns <= kCols, and inputs from k0 on.
-template <class U>
+/// Panel [depth][Cols] of outputs [j, j + columns), columns <= Cols, and inputs from k0 on.
+template <class U, int Cols = kCols>
 struct OutputMajor {
   static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {
-    for (int half = 0; half < kCols; half += W)
-      expand_columns<U>(a, j + half, columns - half < W ? columns - half : W, k0, depth,
-                        panel + half);
+    for (int half = 0; half < Cols; half += W)
+      expand_columns<U, Cols>(a, j + half, columns - half < W ? columns - half : W, k0, depth,
+                              panel + half);
   }
 };
 
-template <class T>
+template <class T, int Cols = kCols>
 struct InputMajor {
   static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {
-    for (int k = 0; k < depth; ++k, panel += kCols) {
+    for (int k = 0; k < depth; ++k, panel += Cols) {
       const T* row = (const T*)((const unsigned char*)a.w + (k0 + k) * a.row_bytes) + j;
-      T part[kCols];
-      if (columns < kCols) {
+      T part[Cols];
+      if (columns < Cols) {
         __builtin_memset(part, 0, sizeof part);
         __builtin_memcpy(part, row, (size_t)columns * sizeof(T));
         row = part;
       }
-      store(panel, load(row));
-      store(panel + W, load(row + W));
+      for (int v = 0; v < Cols; v += W) store(panel + v, load(row + v));
     }
   }
 };
 
+template <int Cols = kCols>
 struct InputMajorI4 {
   static void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, float* panel) {
-    const f16* group = (const f16*)a.scales.group_scale + j;
-    for (int k = 0; k < depth; ++k, panel += kCols) {
-      const unsigned char* row = (const unsigned char*)a.w + (k0 + k) * a.row_bytes + j / 2;
-      const f16* scales = group + (ptrdiff_t)((k0 + k) / kInt4Group) * a.out;
-      unsigned char codes[W] = {};
-      f16 part[kCols] = {};
-      if (columns < kCols) {
+    for (int k = 0; k < depth; ++k, panel += Cols) {
+      const unsigned char* row = (const unsigned char*)a.w + (k0 + k) * a.row_bytes;
+      const f16* scales =
+          (const f16*)a.scales.group_scale + (ptrdiff_t)((k0 + k) / kInt4Group) * a.out;
+      for (int v = 0; v < Cols; v += 2 * W)
+        pairs(row + (j + v) / 2, scales + j + v, columns - v, panel + v);
+    }
+  }
+
+  /// 2 W outputs of an input, of which `columns` are there.
+  static void pairs(const unsigned char* row, const f16* scales, int columns, float* panel) {
+    unsigned char codes[W] = {};
+    f16 part[2 * W] = {};
+    if (columns < 2 * W) {
+      if (columns > 0) {
         __builtin_memcpy(codes, row, (size_t)(columns + 1) / 2);
         __builtin_memcpy(part, scales, (size_t)columns * sizeof(f16));
-        row = codes;
-        scales = part;
       }
-      const i32v pairs = load_codes(row);
-      const f32v even = __builtin_convertvector(pairs & 15, f32v) - 8.0f;
-      const f32v odd = __builtin_convertvector(pairs >> 4, f32v) - 8.0f;
-      f32v low, high;
-      join_pairs(even, odd, &low, &high);
-      store(panel, low * load(scales));
-      store(panel + W, high * load(scales + W));
+      row = codes;
+      scales = part;
     }
+    const i32v both = load_codes(row);
+    const f32v even = __builtin_convertvector(both & 15, f32v) - 8.0f;
+    const f32v odd = __builtin_convertvector(both >> 4, f32v) - 8.0f;
+    f32v low, high;
+    join_pairs(even, odd, &low, &high);
+    store(panel, low * load(scales));
+    store(panel + W, high * load(scales + W));
   }
 };
 

@@ -15,9 +15,9 @@ namespace wkv::cpu {
 namespace {
 namespace words {
 
+constexpr int kCols = 2 * W;                  // as many sums again take the scales of groups
 constexpr int kGroups = kDepth / kInt4Group;  // of a panel
 constexpr int kPairs = kInt4Group / 2;        // of a group: dwords of two inputs
-constexpr int kRows = 6;                      // of a block: as many sums again take the scales
 constexpr int kMinRows = 16;                  // fewer rows are computed in fp32
 constexpr float kLargest = 32767;             // 128 inputs of 128 * 2^15 stay in 32 bits
 /// Blocks of smaller numbers have the scale of this: the inverse of theirs might be infinite.
@@ -77,7 +77,7 @@ struct Layout {
   int in, depths;
 
   explicit Layout(const MatmulArgs& a)
-      : p(plan_rows(a.rows, kRows)), in(a.in), depths(cpu::depths(a.in)) {}
+      : p(plan_rows(a.rows)), in(a.in), depths(cpu::depths(a.in)) {}
   int rows() const { return p.rows(); }
   ptrdiff_t dwords() const { return (ptrdiff_t)rows() * (padded(in) / 2); }  // of a chunk
   /// Of the first pair of a block of rows.
@@ -92,11 +92,6 @@ struct Layout {
 
 size_t packed_bytes(const MatmulArgs& a) {
   return (size_t)Layout(a).sums_at() * 4 + (size_t)a.rows * sizeof(RowSums);
-}
-
-int pack_units(const MatmulArgs& a) {
-  const RowPlan p = plan_rows(a.rows, kRows);
-  return p.chunks * p.blocks;
 }
 
 /// `depth` inputs of a row as pairs of integers, zeros up to a whole group; returns their scale.
@@ -340,7 +335,7 @@ MicroKernel micro_kernel_of(int block) {
     case 5:
       return micro_kernel<5, kGrouped>;
     default:
-      return micro_kernel<kRows, kGrouped>;
+      return micro_kernel<kTileRows, kGrouped>;
   }
 }
 
