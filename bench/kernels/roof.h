@@ -6,7 +6,7 @@
 namespace wkv::bench {
 
 /// Bytes per second that `threads` threads read together from memory far larger than the caches:
-/// the better of a plain loop and a loop over two streams with software prefetch.
+/// the best of the loops of read_loops.h.
 double read_bandwidth(int threads, double seconds);
 
 /// Multiplications and additions per second from registers with `unit`: fused multiply-adds of fp32

@@ -242,7 +242,7 @@ def test_streams_give_the_bits_of_one(target: Target, dtype: str, inner: int) ->
 
     four = row((4, 0), out)
     check(four[None, :], x[None, :], decoded)
-    for streams in ((4, 384), (8, 0), (8, 1024)):
+    for streams in ((4, 0), (4, 384), (8, 0), (8, 1024)):
         for outputs in (32, 64, 128, out):
             np.testing.assert_array_equal(row(streams, outputs), four)
     if inner <= 4096:  # longer rows are taken in fours or in pieces otherwise
