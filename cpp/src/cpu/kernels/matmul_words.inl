@@ -15,7 +15,12 @@ namespace wkv::cpu {
 namespace {
 namespace words {
 
-constexpr int kCols = 2 * W;                  // as many sums again take the scales of groups
+constexpr int kCols = 2 * W;  // as many sums again take the scales of groups
+#if defined(__AVX512F__)
+constexpr bool kBytes = false;  // whether weights of a byte are computed here
+#else
+constexpr bool kBytes = true;
+#endif
 constexpr int kGroups = kDepth / kInt4Group;  // of a panel
 constexpr int kPairs = kInt4Group / 2;        // of a group: dwords of two inputs
 constexpr int kMinRows = 16;                  // fewer rows are computed in fp32
@@ -277,7 +282,7 @@ inline void expand(const MatmulArgs& a, int j, int columns, int k0, int depth, P
     expand_input_major(a, j, columns, k0, depth, to);
   } else if (a.type == kWeightI4) {
     expand_strips(a, j, columns, k0, depth, to);
-  } else {
+  } else if constexpr (kBytes) {
     const uint32_t flip = a.type == kWeightI8 ? 0x80808080u : 0;
     expand_bytes(a, j, columns, 0, k0, depth, flip, to);
     expand_bytes(a, j + W, columns - W, W, k0, depth, flip, to);
@@ -350,8 +355,8 @@ void multiply(const MatmulArgs& a, const void* packed, int begin, int end, void*
   const RowPlan& p = l.p;
   MicroKernel micro[2];
   for (int i = 0; i < 2; ++i)
-    micro[i] = a.type == kWeightI4 ? micro_kernel_of<true>(p.block - i)
-                                   : micro_kernel_of<false>(p.block - i);
+    micro[i] = !kBytes || a.type == kWeightI4 ? micro_kernel_of<true>(p.block - i)
+                                              : micro_kernel_of<!kBytes>(p.block - i);
   const int32_t* dwords = (const int32_t*)packed;
   const float* scales = (const float*)packed;
   const RowSums* sums = (const RowSums*)(dwords + l.sums_at());
@@ -392,12 +397,8 @@ constexpr GemmKernels kKernels = {packed_bytes, pack_units, pack, scratch, multi
 /// would have to become codes first: 2 to 15 % faster than fp32, and slower at 32 rows.
 inline bool takes(const MatmulArgs& a) {
   if (a.rows < kMinRows || a.precision == kPrecisionExact) return false;
-#if defined(__AVX512F__)
-  return a.type == kWeightI4;
-#else
-  return a.type == kWeightI8 || a.type == kWeightI4 ||
-         (a.type == kWeightU8 && a.precision != kPrecisionAuto);
-#endif
+  if (a.type == kWeightI4) return true;
+  return kBytes && (a.type == kWeightI8 || (a.type == kWeightU8 && a.precision != kPrecisionAuto));
 }
 
 }  // namespace words
